@@ -1,0 +1,5 @@
+//! The control plane: HTTP API, guard, state database, incidents.
+
+mod plane;
+
+pub use plane::*;

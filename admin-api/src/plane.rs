@@ -1,0 +1,297 @@
+//! What the control plane needs of a data plane, and the words they exchange. No sockets on this side.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use config::{Arm, Config, Split};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// Split state of one route, as recorded and as live.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RouteState {
+    pub split: Split,
+    /// Counts the changes of this route's split or latch, from 1. 0: never recorded.
+    pub revision: u64,
+    /// Tripped or rolled back by hand: green may not rise until a reset.
+    pub latched: bool,
+}
+
+/// Carries the traffic. Implemented by the `proxy` crate, and by a fake in this crate's tests.
+pub trait DataPlane: Send + Sync + 'static {
+    /// Makes a route's state live. When it returns, every request and connection that starts from now on follows it;
+    /// those under way keep what they started with. A route the plane does not have is ignored.
+    fn apply(&self, route: &str, state: RouteState);
+
+    /// Replaces the routes by those of `config`. `states` has an entry for every one of them. Evidence, health and
+    /// counts of routes that keep their name are kept. Errors: nothing has changed.
+    fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError>;
+
+    /// What a route has seen so far. `None`: no such route.
+    fn observe(&self, route: &str) -> Option<Observation>;
+
+    /// Are all listeners serving, and not draining?
+    fn ready(&self) -> bool;
+
+    /// Counters that belong to no route: name (a whole metric name ending in `_total`), label name and value, count.
+    fn process_counters(&self) -> Vec<ProcessCounter>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessCounter {
+    pub name: &'static str,
+    pub help: &'static str,
+    /// For example `("reason", "bare_lf")`.
+    pub label: Option<(&'static str, String)>,
+    pub value: u64,
+}
+
+/// Why a configuration could not be made live: place, problem, cure.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InstallError(pub String);
+
+/// A route's counts and latencies.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    pub blue: ArmObservation,
+    pub green: ArmObservation,
+    /// Requests or connections whose key was missing, since the start.
+    pub keyless: u64,
+    /// Refused before an arm was chosen, by reason, since the start.
+    pub rejected: BTreeMap<&'static str, u64>,
+    pub mirror: Option<MirrorObservation>,
+    /// One entry for each of the last whole seconds, oldest first; at most [`SECONDS_KEPT`]. Seconds in which nothing
+    /// happened are there too, with empty tallies.
+    pub seconds: Vec<Arc<Second>>,
+}
+
+impl Observation {
+    pub fn arm(&self, arm: Arm) -> &ArmObservation {
+        match arm {
+            Arm::Blue => &self.blue,
+            Arm::Green => &self.green,
+        }
+    }
+}
+
+/// How many [`Second`]s a plane remembers.
+pub const SECONDS_KEPT: usize = 300;
+
+#[derive(Clone, Debug, Default)]
+pub struct ArmObservation {
+    /// Since the start of the process.
+    pub total: Tally,
+    /// Client connections (TCP, MQTT) or requests (HTTP) under way.
+    pub open: u64,
+    pub endpoints: Vec<EndpointObservation>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct EndpointObservation {
+    pub address: String,
+    pub healthy: bool,
+    pub in_flight: u64,
+}
+
+/// One second of one route.
+#[derive(Clone, Debug, Default)]
+pub struct Second {
+    /// Seconds since the plane started; grows by one from entry to entry.
+    pub at: u64,
+    pub blue: Tally,
+    pub green: Tally,
+}
+
+impl Second {
+    pub fn arm(&self, arm: Arm) -> &Tally {
+        match arm {
+            Arm::Blue => &self.blue,
+            Arm::Green => &self.green,
+        }
+    }
+}
+
+/// How something that was sent to an arm ended, seen from the arm: did it keep its promise?
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Answered below 400; CONNACK accepted; connected (TCP).
+    Ok,
+    /// Answered, and refused for a reason that lies with the client: HTTP status 400 to 499, a CONNACK such as bad
+    /// credentials. No failure of the arm, but counted apart: a rewrite that turns everybody away shows here.
+    Declined,
+    /// No healthy endpoint, or connecting failed; nothing was sent. With `fallback = "blue"` the client was still served.
+    Unreachable,
+    /// HTTP status 500 to 599 by the arm, a gRPC status that is the server's fault, a CONNACK such as "server
+    /// unavailable".
+    Refused,
+    /// The connection broke, or made no sense, before the answer was whole.
+    Broken,
+    /// No answer in time.
+    Timeout,
+    /// The client left first, or was at fault: says nothing about the arm.
+    ClientGone,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 7] =
+        [Self::Ok, Self::Declined, Self::Unreachable, Self::Refused, Self::Broken, Self::Timeout, Self::ClientGone];
+
+    /// `ok`, `unreachable`, …: the value of metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Declined => "declined",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Broken => "broken",
+            Self::Timeout => "timeout",
+            Self::ClientGone => "client_gone",
+        }
+    }
+
+    /// Counts against the arm.
+    pub fn is_failure(self) -> bool {
+        !matches!(self, Self::Ok | Self::Declined | Self::ClientGone)
+    }
+}
+
+/// Counts and latencies of one arm over some time.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// Requests or connections whose arm was decided.
+    pub dispatched: u64,
+    counts: [u64; Outcome::ALL.len()],
+    /// Of green's failures: those that blue then served.
+    pub fallbacks: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Microseconds from the request to the end of the response's header (HTTP), CONNECT to CONNACK (MQTT), to an
+    /// established upstream connection (TCP); of answered ones, that is of `Ok`, `Declined` and `Refused`.
+    pub latency_us: Histogram<u64>,
+}
+
+/// Latencies above this are recorded as this: one hour.
+pub const LATENCY_MAX_US: u64 = 3_600_000_000;
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            dispatched: 0,
+            counts: [0; Outcome::ALL.len()],
+            fallbacks: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            // Two significant digits are within 1 %; auto-resizing keeps an idle second at a few hundred bytes.
+            latency_us: Histogram::new(2).expect("two digits are valid"),
+        }
+    }
+}
+
+impl Tally {
+    /// Counts one ending. `latency_us`: microseconds, where the arm answered.
+    pub fn record(&mut self, outcome: Outcome, latency_us: Option<u64>) {
+        self.counts[outcome as usize] += 1;
+        if let Some(us) = latency_us {
+            // Auto-resizing histograms only fail where memory does not reach; the cap rules that out.
+            let _ = self.latency_us.record(us.min(LATENCY_MAX_US));
+        }
+    }
+
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.counts[outcome as usize]
+    }
+
+    /// Endings that say something about the arm.
+    pub fn judged(&self) -> u64 {
+        self.count(Outcome::Ok) + self.count(Outcome::Declined) + self.failures()
+    }
+
+    pub fn failures(&self) -> u64 {
+        Outcome::ALL.into_iter().filter(|o| o.is_failure()).map(|o| self.count(o)).sum()
+    }
+
+    /// Failed share of the judged ones, 0 to 1; `None` when nothing was judged.
+    pub fn error_rate(&self) -> Option<f64> {
+        let judged = self.judged();
+        (judged > 0).then(|| self.failures() as f64 / judged as f64)
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.dispatched += other.dispatched;
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
+            *mine += theirs;
+        }
+        self.fallbacks += other.fallbacks;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.latency_us.add(&other.latency_us).expect("both resize");
+    }
+
+    /// Back to zero, keeping the histogram's memory.
+    pub fn clear(&mut self) {
+        self.dispatched = 0;
+        self.counts = [0; Outcome::ALL.len()];
+        self.fallbacks = 0;
+        self.bytes_in = 0;
+        self.bytes_out = 0;
+        self.latency_us.reset();
+    }
+
+    /// Latency at a quantile (0 to 1) in microseconds; `None` without samples.
+    pub fn quantile_us(&self, quantile: f64) -> Option<u64> {
+        (!self.latency_us.is_empty()).then(|| self.latency_us.value_at_quantile(quantile))
+    }
+}
+
+/// What became of the copies of a route.
+#[derive(Clone, Debug, Default)]
+pub struct MirrorObservation {
+    /// Requests whose method may be copied.
+    pub offered: u64,
+    /// Of those: outside the sample.
+    pub unsampled: u64,
+    /// Not sent, by reason (`in_flight`, `queue`, …).
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Copies that got no answer, by reason (`timeout`, `connect`, `broken`).
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Both sides answered.
+    pub paired: u64,
+    pub status_class_equal: u64,
+    pub status_class_differs: u64,
+    pub body_equal: u64,
+    pub body_differs: u64,
+    /// A body was longer than is compared, or not whole.
+    pub body_not_compared: u64,
+    /// Of paired ones, by the arm that answered, whichever was the primary. Microseconds to the response's header.
+    pub blue_latency_us: Option<Histogram<u64>>,
+    pub green_latency_us: Option<Histogram<u64>>,
+}
+
+impl MirrorObservation {
+    pub fn add(&mut self, other: &Self) {
+        self.offered += other.offered;
+        self.unsampled += other.unsampled;
+        for (mine, theirs) in [(&mut self.dropped, &other.dropped), (&mut self.failed, &other.failed)] {
+            for (reason, count) in theirs {
+                *mine.entry(reason).or_default() += count;
+            }
+        }
+        self.paired += other.paired;
+        self.status_class_equal += other.status_class_equal;
+        self.status_class_differs += other.status_class_differs;
+        self.body_equal += other.body_equal;
+        self.body_differs += other.body_differs;
+        self.body_not_compared += other.body_not_compared;
+        for (mine, theirs) in [
+            (&mut self.blue_latency_us, &other.blue_latency_us),
+            (&mut self.green_latency_us, &other.green_latency_us),
+        ] {
+            match (mine.as_mut(), theirs) {
+                (Some(mine), Some(theirs)) => mine.add(theirs).expect("both resize"),
+                (None, Some(theirs)) => *mine = Some(theirs.clone()),
+                (_, None) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The configuration file as written, lifted into types that cannot be wrong.
+//!
+//! Pure: no sockets, no clock, no file is opened here but by [`Config::load`]. Every fault of a file is reported at
+//! once, each with its place and its cure.
+
+mod address;
+mod fault;
+mod lift;
+mod reader;
+mod reload;
+mod route;
+mod split;
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+pub use fault::{Fault, Faults};
+pub use reload::restart_needed;
+pub use route::{
+    ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
+    Protocol, Route, Timeouts, TlsFiles, UpstreamTls,
+};
+pub use split::{Arm, BUCKETS, NotAPercentage, Split};
+
+/// Everything a configuration file says, with defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub server: Server,
+    pub admin: Admin,
+    /// In the order of the file. Names are unique; at least one.
+    pub routes: Vec<Route>,
+}
+
+/// What holds for the whole process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Threads that carry traffic. `None`: one for each core.
+    pub workers: Option<NonZeroUsize>,
+    /// How long a stop waits for open requests and connections. Default 25 s.
+    pub drain: Duration,
+    /// One log line a request or connection. Off by default.
+    pub access_log: bool,
+    /// Open client connections in all; one more is closed at once and counted. Default 50 000.
+    pub max_connections: usize,
+}
+
+/// The admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub listen: SocketAddr,
+    /// SQLite file; created if missing. A relative path is relative to the configuration file.
+    pub state: PathBuf,
+    /// A file with one `TOKEN: ROLE` a line. Needed for every address that is not loopback.
+    pub tokens: Option<PathBuf>,
+    /// Needed for every address that is not loopback.
+    pub tls: Option<TlsFiles>,
+    /// Further values of `Host` that are answered, besides the loopback names and `listen` itself. Lower
+    /// case, without port.
+    pub hosts: Vec<String>,
+}

@@ -1,0 +1,200 @@
+//! A document becomes a [`Config`]. Every fault is collected, none stops the walk.
+
+mod key;
+mod listeners;
+mod route;
+
+use std::{
+    fs::File,
+    io::Read,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use toml::de::DeTable;
+
+use crate::{
+    Admin, Config, Fault, Faults, Server, TlsFiles, address,
+    fault::Flaw,
+    reader::{Document, Table, Value},
+};
+
+impl Config {
+    /// Reads the file at `path`. Relative paths in it become relative to its folder.
+    ///
+    /// Errors: the file cannot be read, is not UTF-8, or has any of the faults of [`parse`](Self::parse).
+    pub fn load(path: &Path) -> Result<Self, Faults> {
+        let unreadable = |problem: String, cure: &str| {
+            let place = path.display().to_string();
+            Faults(vec![Fault { place, line: None, problem, cure: cure.to_owned() }])
+        };
+        let mut bytes = Vec::new();
+        // One byte too many is enough to know, and a device without end is not read to its end.
+        File::open(path).and_then(|file| file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)).map_err(|error| {
+            unreadable(format!("cannot be read: {error}"), "name a file that exists and that this user may read")
+        })?;
+        if bytes.len() > LARGEST {
+            return Err(too_large(path.display().to_string()));
+        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
+            let column = valid.len() - valid.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1) + 1;
+            let mut faults = unreadable(format!("is not utf-8 from column {column} on"), "save it as utf-8");
+            faults.0[0].line = Some(line);
+            faults
+        })?;
+        Self::parse(&text, path.parent().unwrap_or_else(|| Path::new("")))
+    }
+
+    /// Lifts the text of a configuration file. Pure: no file is opened, no name looked up.
+    ///
+    /// `base`: the folder that relative paths in the text are relative to. Errors: every fault of the text at once;
+    /// when it is not TOML, only those of its syntax.
+    pub fn parse(text: &str, base: &Path) -> Result<Self, Faults> {
+        if text.len() > LARGEST {
+            return Err(too_large("file".to_owned()));
+        }
+        let document = Document::new(text);
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            return Err(syntax_faults(&document, &errors));
+        }
+        let config = document.read(root.get_ref(), |table| lift(&document, table, base));
+        let faults = document.into_faults();
+        match config {
+            Some(config) if faults.is_empty() => Ok(config),
+            _ => Err(Faults(faults)),
+        }
+    }
+}
+
+/// A file of a thousand routes is smaller, and the checks between routes compare each with each.
+const LARGEST: usize = 1024 * 1024;
+
+fn too_large(place: String) -> Faults {
+    let problem = "is larger than 1 MiB".to_owned();
+    Faults(vec![Fault { place, line: None, problem, cure: "name a configuration file of crossfade".to_owned() }])
+}
+
+fn syntax_faults(document: &Document, errors: &[toml::de::Error]) -> Faults {
+    let mut faults: Vec<Fault> = Vec::new();
+    for error in errors {
+        let position = error.span().map(|span| document.position(span.start));
+        let (line, column) = position.unzip();
+        // The parser recovers as well as it can; a second error in a line mostly follows from the first.
+        if line.is_some() && faults.iter().any(|fault| fault.line == line) {
+            continue;
+        }
+        let problem = match column {
+            Some(column) => format!("{} at column {column}", error.message()),
+            None => error.message().to_owned(),
+        };
+        let cure = "correct the toml here".to_owned();
+        faults.push(Fault { place: "syntax".to_owned(), line, problem, cure });
+    }
+    faults.sort_by_key(|fault| fault.line);
+    Faults(faults)
+}
+
+fn lift(document: &Document, table: &mut Table<'_>, base: &Path) -> Option<Config> {
+    let server = table.table("server", "[server]", server).unwrap_or_else(server_defaults);
+    let admin = match table.table("admin", "[admin]", |table| admin(table, base)) {
+        Some(admin) => admin,
+        None => Some(admin_defaults(base)),
+    };
+    let drafts = table
+        .required("route", "add a [[route]] table")
+        .and_then(|value| value.tables("route", |table| route::lift(table, base)))
+        .unwrap_or_default();
+    listeners::check(document, &drafts, admin.as_ref().map(|admin| admin.listen));
+    let routes: Option<Vec<_>> = drafts.into_iter().map(|draft| draft.route).collect();
+    Some(Config { server, admin: admin?, routes: routes? })
+}
+
+fn server_defaults() -> Server {
+    Server { workers: None, drain: Duration::from_secs(25), access_log: false, max_connections: 50_000 }
+}
+
+fn server(table: &mut Table<'_>) -> Server {
+    let default = server_defaults();
+    Server {
+        workers: table.take("workers").and_then(|value| value.integer(1..=1024)).and_then(NonZeroUsize::new),
+        drain: table.duration("drain", default.drain),
+        access_log: table.boolean("access_log", default.access_log),
+        max_connections: table.integer("max_connections", 1..=10_000_000, default.max_connections),
+    }
+}
+
+fn admin_defaults(base: &Path) -> Admin {
+    Admin {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9900)),
+        state: base.join("crossfade.db"),
+        tokens: None,
+        tls: None,
+        hosts: Vec::new(),
+    }
+}
+
+/// `None` when the address is faulty, so that nothing is compared with one that nobody wrote.
+fn admin(table: &mut Table<'_>, base: &Path) -> Option<Admin> {
+    let default = admin_defaults(base);
+    let listen = match table.take("listen") {
+        Some(value) => value.socket(),
+        None => Some(default.listen),
+    };
+    let state = table.take("state").and_then(|value| path(&value, base)).unwrap_or(default.state);
+    let tokens = table.take("tokens").and_then(|value| path(&value, base));
+    let tls = tls_files(table, base);
+    let hosts = table.take("hosts").and_then(|value| hosts(&value)).unwrap_or_default();
+    let listen = listen?;
+    if !listen.ip().to_canonical().is_loopback() {
+        let problem = format!("is missing, and {listen} can be reached from other machines");
+        if !table.has("tokens") {
+            table.fault("tokens", &problem, "write tokens = \"tokens.txt\", or listen on 127.0.0.1");
+        }
+        if !table.has("tls") {
+            table.fault(
+                "tls",
+                &problem,
+                "write tls = { cert = \"admin.pem\", key = \"admin.key\" }, or listen on 127.0.0.1",
+            );
+        }
+    }
+    Some(Admin { listen, state, tokens, tls, hosts })
+}
+
+fn hosts(value: &Value<'_>) -> Option<Vec<String>> {
+    // Every one is looked at before the first faulty one makes the list useless.
+    let hosts: Vec<_> = value.list()?.iter().map(|host| host.accept(address::host(host.string()?))).collect();
+    hosts.into_iter().collect()
+}
+
+/// `tls = { cert, key }` of a listener.
+fn tls_files(table: &mut Table<'_>, base: &Path) -> Option<TlsFiles> {
+    table
+        .table("tls", "tls = { cert = \"cert.pem\", key = \"key.pem\" }", |table| {
+            let cert = table.required("cert", "write cert = \"cert.pem\", the certificate chain");
+            let key = table.required("key", "write key = \"key.pem\", the private key");
+            let cert = cert.and_then(|value| path(&value, base));
+            let key = key.and_then(|value| path(&value, base));
+            Some(TlsFiles { cert: cert?, key: key? })
+        })
+        .flatten()
+}
+
+fn path(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
+    let text = value.string()?;
+    // No system opens a name with a NUL, and each says so in its own dark words.
+    let path = match text {
+        "" => Err(Flaw::new("is empty", "write the path of a file")),
+        _ if text.contains('\0') => Err(Flaw::new("has a nul character", "write the path of a file")),
+        _ => Ok(base.join(text)),
+    };
+    value.accept(path)
+}
+
+#[cfg(test)]
+mod tests;

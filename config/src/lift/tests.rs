@@ -1,0 +1,1231 @@
+//! Every fault that a file can have, by table; then what a faultless one means.
+
+use super::*;
+use crate::{
+    Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
+    Protocol, Route, Split, Timeouts, UpstreamTls,
+};
+
+const EXAMPLE: &str = include_str!("../../crossfade.example.toml");
+
+fn parse(text: &str) -> Result<Config, Faults> {
+    Config::parse(text, Path::new("/etc/crossfade"))
+}
+
+/// Parses `text` and compares its faults, one to a line.
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    match parse(text) {
+        Ok(_) => assert!(expected.is_empty(), "no fault in\n{text}"),
+        Err(faults) => {
+            let faults: Vec<String> = faults.0.iter().map(ToString::to_string).collect();
+            assert_eq!(faults, expected, "in\n{text}");
+        }
+    }
+}
+
+/// A route without a fault whose settings from line 5 on are `lines`.
+fn route(protocol: &str, lines: &str) -> String {
+    arms(protocol, lines, "endpoints = [\"127.0.0.1:9001\"]", "endpoints = [\"127.0.0.1:9002\"]")
+}
+
+/// With one line of settings, those of blue are on line 7 and with one more line those of green on line 9.
+fn arms(protocol: &str, lines: &str, blue: &str, green: &str) -> String {
+    format!(
+        "[[route]]\nname = \"shop\"\nprotocol = \"{protocol}\"\nlisten = \"127.0.0.1:8080\"\n{lines}\n\
+         [route.blue]\n{blue}\n[route.green]\n{green}\n"
+    )
+}
+
+/// The single fault of an HTTP route with these settings from line 5 on.
+#[track_caller]
+fn check_http(lines: &str, expected: &str) {
+    check(&route("http", lines), &[expected]);
+}
+
+#[track_caller]
+fn check_green(green: &str, expected: &str) {
+    check(&arms("http", "", "endpoints = [\"127.0.0.1:9001\"]", green), &[expected]);
+}
+
+/// The single fault of a file that has these lines at its top, and a good route below them.
+#[track_caller]
+fn check_top(lines: &str, expected: &str) {
+    check(&format!("{lines}\n{}", route("http", "")), &[expected]);
+}
+
+fn accepted(text: &str) -> Config {
+    parse(text).unwrap_or_else(|faults| panic!("{faults}\nin\n{text}"))
+}
+
+#[test]
+fn syntax() {
+    check(
+        "a = \nb = foo bar\n[c\n",
+        &[
+            "syntax (line 1): string values must be quoted, expected literal string at column 5; correct the toml here",
+            "syntax (line 2): string values must be quoted, expected literal string at column 5; correct the toml here",
+            "syntax (line 3): unclosed table, expected `]` at column 3; correct the toml here",
+        ],
+    );
+    check("a = 1\r\na = 2\r\n", &["syntax (line 2): duplicate key at column 1; correct the toml here"]);
+    let large = "#".repeat(LARGEST + 1);
+    check(&large, &["file: is larger than 1 MiB; name a configuration file of crossfade"]);
+}
+
+#[test]
+fn unknown_keys() {
+    check_top("sever = 1", "sever (line 1): unknown key; did you mean \"server\"");
+    check_top("\"a b\" = 1", "\"a b\" (line 1): unknown key; remove it; known here are server, admin, route");
+    check_top("[server]\nwrokers = 1", "server.wrokers (line 2): unknown key; did you mean \"workers\"");
+    check_top(
+        "[server]\nthreads = 1",
+        "server.threads (line 2): unknown key; remove it; known here are workers, drain, access_log, max_connections",
+    );
+    check_green(
+        "endpoints = [\"127.0.0.1:9002\"]\nkeyless = \"random\"",
+        "route[0].green.keyless (line 10): unknown key; it belongs to route[0]: write it above route[0].green",
+    );
+    check_http("[route.health]\npaths = \"/\"", "route[0].health.paths (line 6): unknown key; did you mean \"path\"");
+    check_http("match = { hots = \"a\" }", "route[0].match.hots (line 5): unknown key; did you mean \"host\"");
+}
+
+#[test]
+fn types() {
+    check_http("name = 1", "syntax (line 5): duplicate key at column 1; correct the toml here");
+    check_http("keyless = 5", "route[0].keyless (line 5): expected a string, found the integer 5; write it in quotes");
+    check_http(
+        "keyless = \"green\"",
+        "route[0].keyless (line 5): unknown value \"green\"; write \"blue\" or \"random\"",
+    );
+    check_http(
+        "fallback = \"green\"",
+        "route[0].fallback (line 5): unknown value \"green\"; write \"blue\" or \"none\"",
+    );
+    check_http(
+        "expose_arm = \"yes\"",
+        "route[0].expose_arm (line 5): expected a boolean, found the string \"yes\"; \
+         write true or false, without quotes",
+    );
+    check_http(
+        "allow_override = 1",
+        "route[0].allow_override (line 5): expected a boolean, found the integer 1; \
+         write true or false, without quotes",
+    );
+    check_http(
+        "green_percentage = true",
+        "route[0].green_percentage (line 5): expected a number, found the boolean true; \
+         write a number, without quotes",
+    );
+    check_http(
+        "key = \"client-ip\"",
+        "route[0].key (line 5): expected a list, found the string \"client-ip\"; write [\"client-ip\"]",
+    );
+    check_http("key = 1.5", "route[0].key (line 5): expected a list, found the float 1.5; write it in square brackets");
+    check_http("key = [1979-05-27]", "route[0].key[0] (line 5): expected a string, found a date; write it in quotes");
+    check_http("timeouts = []", "route[0].timeouts (line 5): expected a table, found a list; write [route.timeouts]");
+    check_top("server = 1", "server (line 1): expected a table, found the integer 1; write [server]");
+    check_top("[[admin]]", "admin (line 1): expected a table, found a list; write [admin]");
+    check(
+        "[route]\nname = \"shop\"",
+        &["route (line 1): expected a list of tables, found a table; \
+           write the header in double brackets: [[route]]"],
+    );
+    check(
+        "route = [1]",
+        &["route[0] (line 1): expected a table, found the integer 1; write it below a header [[route]]"],
+    );
+}
+
+#[test]
+fn numbers() {
+    let workers = |number: &str, shown: &str| {
+        check_top(
+            &format!("[server]\nworkers = {number}"),
+            &format!("server.workers (line 2): {shown} is out of range; write a whole number from 1 to 1024"),
+        );
+    };
+    workers("0", "0");
+    workers("-1", "-1");
+    workers("1025", "1025");
+    workers("0xffff", "0xffff");
+    workers("99999999999999999999", "99999999999999999999");
+    workers(&"9".repeat(99), "999999999999999999999999…");
+    check_top(
+        "[server]\nworkers = 1.5",
+        "server.workers (line 2): expected an integer, found the float 1.5; write a whole number, without quotes",
+    );
+    check_top(
+        "[server]\nmax_connections = 0",
+        "server.max_connections (line 2): 0 is out of range; write a whole number from 1 to 10000000",
+    );
+    let percent = |number: &str, problem: &str, cure: &str| {
+        check_http(
+            &format!("green_percentage = {number}"),
+            &format!("route[0].green_percentage (line 5): {problem}; {cure}"),
+        );
+    };
+    let steps = "write per cent from 0 to 100, in steps of 0.01, such as 12.5";
+    percent("100.01", "100.01 is not between 0 and 100", steps);
+    percent("-1", "-1 is not between 0 and 100", steps);
+    percent("0.005", "0.005 is finer than a hundredth of a percent", steps);
+    percent("nan", "the float nan is not a finite number", "write a number such as 10.5");
+    percent("-inf", "the float -inf is not a finite number", "write a number such as 10.5");
+    percent("1e999", "the float 1e999 is not a finite number", "write a number such as 10.5");
+    check_http(
+        "[route.mirror]\nsample = 101",
+        &format!("route[0].mirror.sample (line 6): 101 is not between 0 and 100; {steps}"),
+    );
+}
+
+#[test]
+fn durations() {
+    let drain = |value: &str, problem: &str, cure: &str| {
+        check_top(&format!("[server]\ndrain = {value}"), &format!("server.drain (line 2): {problem}; {cure}"));
+    };
+    let units = "write a whole number and a unit: \"250ms\", \"10s\", \"5m\" or \"1h\"";
+    drain("25", "25 has no unit", "write \"25s\" or \"25ms\"");
+    drain("\"25\"", "\"25\" has no unit", "write \"25s\" or \"25ms\"");
+    drain("2.5", "expected a duration, found the float 2.5", units);
+    drain("\"\"", "\"\" is not a duration", units);
+    drain("\"s\"", "\"s\" is not a duration", units);
+    drain("\"-1s\"", "\"-1s\" is not a duration", units);
+    drain("\"1.5s\"", "\"1.5s\" is not a duration", units);
+    drain("\"1d\"", "\"1d\" is not a duration", units);
+    drain("\"1h30m\"", "\"1h30m\" is not a duration", units);
+    drain("\"10 s\"", "\"10 s\" is not a duration", units);
+    drain("\"0s\"", "\"0s\" is no time at all", "write at least \"1ms\"");
+    drain("\"25h\"", "\"25h\" is longer than a day", "write at most \"24h\"");
+    drain("\"99999999999999999999h\"", "\"99999999999999999999h\" is longer than a day", "write at most \"24h\"");
+    drain("\"9999999999999999999h\"", "\"9999999999999999999h\" is longer than a day", "write at most \"24h\"");
+    for setting in ["request_header", "keepalive", "connect", "response_header", "idle", "write"] {
+        check_http(
+            &format!("[route.timeouts]\n{setting} = \"0ms\""),
+            &format!("route[0].timeouts.{setting} (line 6): \"0ms\" is no time at all; write at least \"1ms\""),
+        );
+    }
+    for (text, expected) in [
+        ("1ms", Duration::from_millis(1)),
+        ("10s", Duration::from_secs(10)),
+        ("5m", Duration::from_secs(300)),
+        ("24h", Duration::from_secs(86_400)),
+    ] {
+        let config = accepted(&format!("[server]\ndrain = \"{text}\"\n{}", route("http", "")));
+        assert_eq!(config.server.drain, expected);
+    }
+}
+
+#[test]
+fn sizes() {
+    let size = |value: &str, problem: &str, cure: &str| {
+        check_http(
+            &format!("[route.mirror]\nsample = 1\nmax_body = {value}"),
+            &format!("route[0].mirror.max_body (line 7): {problem}; {cure}"),
+        );
+    };
+    let units = "write bytes, such as 65536, or a whole number and a unit: \"64KiB\" or \"1MiB\"";
+    let range = "write a number of bytes from 1 to 16777216";
+    size("\"64kb\"", "\"64kb\" is not a size", units);
+    size("\"65536\"", "\"65536\" is not a size", units);
+    size("\"KiB\"", "\"KiB\" is not a size", units);
+    size("1.5", "expected a size, found the float 1.5", units);
+    size("0", "0 is out of range", range);
+    size("-5", "-5 is out of range", range);
+    size("\"0B\"", "\"0B\" is out of range", range);
+    size("\"17MiB\"", "\"17MiB\" is out of range", range);
+    size("\"99999999999999999999GiB\"", "\"99999999999999999999GiB\" is out of range", range);
+}
+
+#[test]
+fn server_and_admin() {
+    check_top(
+        "[server]\naccess_log = 1",
+        "server.access_log (line 2): expected a boolean, found the integer 1; write true or false, without quotes",
+    );
+    let listen = |value: &str, cure: &str| {
+        check_top(
+            &format!("[admin]\nlisten = \"{value}\""),
+            &format!("admin.listen (line 2): \"{value}\" is not an address to listen on; {cure}"),
+        );
+    };
+    let address = "write an ip address and a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"";
+    listen("localhost:9900", address);
+    listen("127.0.0.1", address);
+    listen("127.0.0.1:65536", address);
+    listen("", address);
+    listen(":9900", "write \"0.0.0.0:9900\" for every interface, \"127.0.0.1:9900\" for this machine only");
+    check(
+        &format!("[admin]\nlisten = \"0.0.0.0:9900\"\n{}", route("http", "")),
+        &[
+            "admin.tokens (line 1): is missing, and 0.0.0.0:9900 can be reached from other machines; \
+             write tokens = \"tokens.txt\", or listen on 127.0.0.1",
+            "admin.tls (line 1): is missing, and 0.0.0.0:9900 can be reached from other machines; \
+             write tls = { cert = \"admin.pem\", key = \"admin.key\" }, or listen on 127.0.0.1",
+        ],
+    );
+    check_top(
+        "[admin]\nlisten = \"10.0.0.1:9900\"\ntls = { cert = \"a\", key = \"b\" }",
+        "admin.tokens (line 1): is missing, and 10.0.0.1:9900 can be reached from other machines; \
+         write tokens = \"tokens.txt\", or listen on 127.0.0.1",
+    );
+    check_top("[admin]\nstate = \"\"", "admin.state (line 2): is empty; write the path of a file");
+    check_top(
+        "[admin]\ntokens = \"a\\u0000b\"",
+        "admin.tokens (line 2): has a nul character; write the path of a file",
+    );
+    check(
+        &format!("[admin]\ntls = {{}}\n{}", route("http", "")),
+        &[
+            "admin.tls.cert (line 2): is missing; write cert = \"cert.pem\", the certificate chain",
+            "admin.tls.key (line 2): is missing; write key = \"key.pem\", the private key",
+        ],
+    );
+    check(
+        &format!("[admin]\nhosts = [\"a:1\", \"*.b\", \"ok\", \"c.\"]\n{}", route("http", "")),
+        &[
+            "admin.hosts[0] (line 2): \"a:1\" has a port; write the host without its port",
+            "admin.hosts[1] (line 2): \"*.b\" has a wildcard, which is not supported; write a host in full",
+            "admin.hosts[3] (line 2): \"c.\" ends with a dot; write it without the dot",
+        ],
+    );
+}
+
+#[test]
+fn a_route_needs_its_basics() {
+    check("", &["route: is missing; add a [[route]] table"]);
+    check("route = []", &["route (line 1): is empty; add a [[route]] table"]);
+    check(
+        "[[route]]",
+        &[
+            "route[0].name (line 1): is missing; write name = \"shop\"",
+            "route[0].protocol (line 1): is missing; write protocol = \"http\", \"mqtt\" or \"tcp\"",
+            "route[0].listen (line 1): is missing; write listen = \"127.0.0.1:8080\"",
+            "route[0].blue (line 1): is missing; add [route.blue] with endpoints = [\"127.0.0.1:9001\"]",
+            "route[0].green (line 1): is missing; add [route.green] with endpoints = [\"127.0.0.1:9001\"]",
+        ],
+    );
+    check(
+        &route("htpp", ""),
+        &["route[0].protocol (line 3): unknown value \"htpp\"; write \"http\", \"mqtt\" or \"tcp\""],
+    );
+    let long = "a".repeat(65);
+    let shown = format!("{}…", "a".repeat(60));
+    for (name, shown) in [("", ""), ("a b", "a b"), ("ä", "ä"), (long.as_str(), shown.as_str())] {
+        check(
+            &route("http", "").replace("\"shop\"", &format!("\"{name}\"")),
+            &[&format!(
+                "route[0].name (line 2): \"{shown}\" is not a name; \
+                 write 1 to 64 of the characters a-z, A-Z, 0-9, '-' and '_'"
+            )],
+        );
+    }
+    check_http(
+        "tls = true",
+        "route[0].tls (line 5): expected a table, found the boolean true; \
+         write tls = { cert = \"cert.pem\", key = \"key.pem\" }",
+    );
+}
+
+#[test]
+fn keys() {
+    let http = "write header:NAME, cookie:NAME, query:NAME, path:N or client-ip";
+    let one = |protocol: &str, source: &str, problem: &str, cure: &str| {
+        check(
+            &route(protocol, &format!("key = [\"{source}\"]")),
+            &[&format!("route[0].key[0] (line 5): {problem}; {cure}")],
+        );
+    };
+    check_http("key = []", &format!("route[0].key (line 5): is empty; {http}"));
+    one("http", "session", "\"session\" is not a key source", http);
+    one("http", "headers:x", "\"headers:x\" is not a key source", http);
+    one("mqtt", "x", "\"x\" is not a key source", "write mqtt-client-id, mqtt-username or client-ip");
+    one("tcp", "x", "\"x\" is not a key source", "write client-ip or sni");
+    let name = |kind: &str| format!("write a name behind the colon, such as \"{kind}:session\"");
+    one("http", "header:", "\"header:\" names no header", &name("header"));
+    one("http", "header:x y", "\"x y\" is not the name of a header", &name("header"));
+    one("http", "header::path", "\":path\" is not the name of a header", &name("header"));
+    one("http", "cookie:a=b", "\"a=b\" is not the name of a cookie", &name("cookie"));
+    one("http", "query:", "\"query:\" names no query parameter", &name("query"));
+    one("http", "query:a\\tb", "\"a\\tb\" is not the name of a query parameter", &name("query"));
+    for segment in ["", "0", "+1", "-1", "x", "99999999999999999999"] {
+        let problem = format!("{segment:?} is not the number of a path segment");
+        one("http", &format!("path:{segment}"), &problem, "write path:1 for the first one");
+    }
+    for (protocol, sources, cure) in [
+        ("http", &["mqtt-client-id", "mqtt-username", "sni"][..], http),
+        (
+            "mqtt",
+            &["header:x", "cookie:x", "query:x", "path:1", "sni"],
+            "write mqtt-client-id, mqtt-username or client-ip",
+        ),
+        ("tcp", &["header:x", "cookie:x", "query:x", "path:1", "mqtt-client-id"], "write client-ip or sni"),
+    ] {
+        for source in sources {
+            one(protocol, source, &format!("a route with protocol = \"{protocol}\" has no such key"), cure);
+        }
+    }
+    check(
+        &route("tcp", "key = [\"sni\"]\ntls = { cert = \"a\", key = \"b\" }"),
+        &["route[0].key[0] (line 5): this route ends tls itself, so no server name is left to peek at; \
+           write \"client-ip\", or remove tls from the route"],
+    );
+    check_http(
+        "key = [\"header:X-Id\", \"header:x-id\"]",
+        "route[0].key[1] (line 5): is in the list twice; remove one of the two",
+    );
+    check_http(
+        "key = [\"client-ip\", \"cookie:a\"]",
+        "route[0].key[1] (line 5): is never tried, because client-ip before it is always present; \
+         move client-ip to the end",
+    );
+    let config = accepted(&route(
+        "http",
+        "key = [\"header:X-Id\", \"cookie:Session\", \"query:run id\", \"path:12\", \"client-ip\"]",
+    ));
+    assert_eq!(
+        config.routes[0].key,
+        [
+            KeySource::Header("x-id".to_owned()),
+            KeySource::Cookie("Session".to_owned()),
+            KeySource::Query("run id".to_owned()),
+            KeySource::PathSegment(12),
+            KeySource::ClientIp
+        ]
+    );
+}
+
+#[test]
+fn matches() {
+    let host = |value: &str, problem: &str| {
+        check_http(&format!("match = {{ host = \"{value}\" }}"), &format!("route[0].match.host (line 5): {problem}"));
+    };
+    host("*.example", "\"*.example\" has a wildcard, which is not supported; write a host in full");
+    host("shop.example:80", "\"shop.example:80\" has a port; write the host without its port");
+    host("http://shop", "\"http://shop\" is a url; write the host alone, such as \"shop.example\"");
+    host("[::1]", "\"[::1]\" is an ipv6 address, which is not supported here; write a name");
+    host("shop.", "\"shop.\" ends with a dot; write it without the dot");
+    host("", "\"\" has no host; write a name or an address");
+    host("bücher.example", "\"bücher.example\" is not ascii; write an international name in its xn-- form");
+    host("a b", "\"a b\" is not a host name; write letters, digits, '-' and '_', in parts separated by dots");
+    host(
+        "1.2.3.256",
+        "\"1.2.3.256\" is neither a name nor an ipv4 address; write four numbers from 0 to 255, or a name",
+    );
+    let path = |value: &str, problem: &str| {
+        check_http(&format!("match = {{ path = \"{value}\" }}"), &format!("route[0].match.path (line 5): {problem}"));
+    };
+    path("api", "\"api\" does not start with '/'; write a path such as \"/api\"");
+    let encoded = "write a path as clients send it, percent-encoded where needed";
+    path("/a?b", &format!("\"/a?b\" has the character '?'; {encoded}"));
+    path("/a b", &format!("\"/a b\" has the character ' '; {encoded}"));
+    path("/ä", &format!("\"/ä\" has the character 'ä'; {encoded}"));
+    let config = accepted(&route("http", "match = { host = \"Shop.Example\", path = \"/api/\" }"));
+    assert_eq!(config.routes[0].matching, Match { host: Some("shop.example".to_owned()), path: "/api".to_owned() });
+}
+
+#[test]
+fn http_only_settings() {
+    for protocol in ["mqtt", "tcp"] {
+        let only = format!("only an http route has it, and this one is {protocol}");
+        for (lines, place, line) in [
+            ("match = { path = \"/a\" }", "match", 5),
+            ("expose_arm = false", "expose_arm", 5),
+            ("allow_override = true", "allow_override", 5),
+            ("[route.mirror]\nsample = 1", "mirror", 5),
+        ] {
+            check(&route(protocol, lines), &[&format!("route[0].{place} (line {line}): {only}; remove it")]);
+        }
+        check(
+            &arms(
+                protocol,
+                "",
+                "endpoints = [\"127.0.0.1:9001\"]",
+                "endpoints = [\"127.0.0.1:9002\"]\nhttp_version = \"2\"",
+            ),
+            &[&format!("route[0].green.http_version (line 10): {only}; remove it")],
+        );
+        check(
+            &route(protocol, "[route.health]\nprobe = \"http\"\npath = \"/\""),
+            &[&format!("route[0].health.probe (line 6): {only}; write probe = \"tcp\"")],
+        );
+    }
+}
+
+#[test]
+fn arms_and_labels() {
+    check_green(
+        "endpoints = [\"127.0.0.1:9002\"]\nlabel = \"Blue\"",
+        "route[0].green.label (line 10): \"Blue\" is also blue's label; write another label for one of the two",
+    );
+    let other = "is the name of the other arm; write another label, or none";
+    let endpoints = "endpoints = [\"127.0.0.1:9001\"]";
+    check(
+        &arms("http", "", &format!("{endpoints}\nlabel = \"green\""), &format!("{endpoints}\nlabel = \"go\"")),
+        &[&format!("route[0].blue.label (line 8): \"green\" {other}")],
+    );
+    check(
+        &arms("http", "", &format!("{endpoints}\nlabel = \"python\""), &format!("{endpoints}\nlabel = \"blue\"")),
+        &[&format!("route[0].green.label (line 11): \"blue\" {other}")],
+    );
+    check(
+        &arms("http", "", "label = \"go\"", "label = \"go\""),
+        &[
+            "route[0].blue.endpoints (line 6): is missing; write endpoints = [\"127.0.0.1:9001\"]",
+            "route[0].green.endpoints (line 8): is missing; write endpoints = [\"127.0.0.1:9001\"]",
+            "route[0].green.label (line 9): \"go\" is also blue's label; write another label for one of the two",
+        ],
+    );
+    check_green(
+        "endpoints = [\"127.0.0.1:9002\"]\nlabel = \"go 2\"",
+        "route[0].green.label (line 10): \"go 2\" is not a name; \
+         write 1 to 64 of the characters a-z, A-Z, 0-9, '-' and '_'",
+    );
+    check_green(
+        "endpoints = [\"127.0.0.1:9002\"]\nhttp_version = \"3\"",
+        "route[0].green.http_version (line 10): unknown value \"3\"; write \"auto\", \"1.1\" or \"2\"",
+    );
+}
+
+#[test]
+fn endpoints() {
+    check_green(
+        "endpoints = []",
+        "route[0].green.endpoints (line 9): is empty; write at least one, such as [\"127.0.0.1:9001\"]",
+    );
+    let one = |value: &str, expected: &str| {
+        check_green(
+            &format!("endpoints = [\"{value}\"]"),
+            &format!("route[0].green.endpoints[0] (line 9): {expected}"),
+        );
+    };
+    let port = "write a port from 1 to 65535";
+    one("host", "\"host\" has no port; write host:port");
+    one("[::1]", "\"[::1]\" has no port; write host:port");
+    one("host:", &format!("\"host:\" has no valid port; {port}"));
+    one("host:http", &format!("\"host:http\" has no valid port; {port}"));
+    one("host:+80", &format!("\"host:+80\" has no valid port; {port}"));
+    one("host:65536", &format!("\"host:65536\" has no valid port; {port}"));
+    one("host:0", &format!("\"host:0\" has port 0, which cannot be connected to; {port}"));
+    one("http://host:80", "\"http://host:80\" is a url; write host:port, without \"http://\"");
+    one("::1:9001", "\"::1:9001\" is not host:port; write an ipv6 address in brackets: [::1]:9001");
+    one("[::1:9001", "\"[::1:9001\" has an open bracket; write [::1]:9001");
+    one("[host]:80", "\"[host]:80\" has no ipv6 address in its brackets; write [::1]:9001");
+    one(":80", "\"\" has no host; write a name or an address");
+    one("127.0.1:80", "\"127.0.1\" is neither a name nor an ipv4 address; write four numbers from 0 to 255, or a name");
+    one(
+        "user@host:80",
+        "\"user@host\" is not a host name; write letters, digits, '-' and '_', in parts separated by dots",
+    );
+    one(
+        "127.0.0.1:8080",
+        "127.0.0.1:8080 is where this route listens, so that requests would go in circles; \
+         write the address of the system behind it",
+    );
+    check_green(
+        "endpoints = [\"APP:80\", \"b:80\",\n\"app:80\"]",
+        "route[0].green.endpoints[2] (line 10): app:80 is in the list twice; remove one of the two",
+    );
+    let loops = |listen: &str, endpoint: &str| {
+        let text = arms("tcp", "", "endpoints = [\"10.0.0.1:1\"]", &format!("endpoints = [\"{endpoint}\"]"));
+        parse(&text.replace("127.0.0.1:8080", listen)).is_err()
+    };
+    for (listen, endpoint, expected) in [
+        ("127.0.0.1:8080", "localhost:8080", true),
+        ("127.0.0.1:8080", "0.0.0.0:8080", true),
+        ("0.0.0.0:8080", "127.0.0.1:8080", true),
+        ("[::]:8080", "[::1]:8080", true),
+        ("[::]:8080", "localhost:8080", true),
+        ("[::1]:8080", "[0:0:0:0:0:0:0:1]:8080", true),
+        ("0.0.0.0:8080", "10.0.0.1:8080", false),
+        ("10.0.0.1:8080", "localhost:8080", false),
+        ("127.0.0.1:8080", "127.0.0.2:8080", false),
+        ("127.0.0.1:8080", "app:8080", false),
+    ] {
+        assert_eq!(loops(listen, endpoint), expected, "{listen} {endpoint}");
+    }
+    let config = accepted(&arms(
+        "http",
+        "",
+        "endpoints = [\"10.0.0.1:1\"]",
+        "endpoints = [\"App_1.Example.:80\", \"[::0:1]:81\"]",
+    ));
+    let endpoints: Vec<String> = config.routes[0].green.endpoints.iter().map(ToString::to_string).collect();
+    assert_eq!(endpoints, ["app_1.example.:80", "[::1]:81"]);
+}
+
+#[test]
+fn upstream_tls() {
+    check_green(
+        "endpoints = [\"app:80\"]\ntls = true",
+        "route[0].green.tls (line 10): expected a table, found the boolean true; \
+         write tls = { server_name = \"app.example\" }",
+    );
+    let name = |value: &str, problem: &str, cure: &str| {
+        check_green(
+            &format!("endpoints = [\"app:80\"]\ntls = {{ server_name = \"{value}\" }}"),
+            &format!("route[0].green.tls.server_name (line 10): {problem}; {cure}"),
+        );
+    };
+    let dns = "write the dns name in the server's certificate, such as \"app.example\"";
+    name("", "is empty, which would switch certificate checks off", dns);
+    name("127.0.0.1", "\"127.0.0.1\" is an address, not a name", dns);
+    name("::1", "\"::1\" is an address, not a name", dns);
+    name("[::1]", "\"[::1]\" is an address, not a name", dns);
+    name("*.example", "\"*.example\" has a wildcard, which is not supported", "write a host in full");
+    for endpoints in ["\"127.0.0.1:80\"", "\"[::1]:80\"", "\"a:80\", \"b:80\"", "\"a:80\", \"127.0.0.1:80\""] {
+        check_green(
+            &format!("endpoints = [{endpoints}]\ntls = {{}}"),
+            "route[0].green.tls.server_name (line 10): is missing, and the endpoints are not all one dns name; \
+             write server_name = \"app.example\", the name in their certificate",
+        );
+    }
+    let tls = |green: &str| {
+        let text = arms("mqtt", "", "endpoints = [\"127.0.0.1:9001\"]", green);
+        accepted(&text).routes[0].green.tls.clone().unwrap()
+    };
+    assert_eq!(
+        tls("endpoints = [\"App.example.:80\", \"app.example.:81\"]\ntls = { ca = \"roots.pem\" }"),
+        UpstreamTls { server_name: "app.example".to_owned(), ca: Some("/etc/crossfade/roots.pem".into()) }
+    );
+    assert_eq!(
+        tls("endpoints = [\"127.0.0.1:80\"]\ntls = { server_name = \"App.Example\" }"),
+        UpstreamTls { server_name: "app.example".to_owned(), ca: None }
+    );
+}
+
+#[test]
+fn health() {
+    let one = |lines: &str, expected: &str| {
+        check_http(&format!("[route.health]\n{lines}"), &format!("route[0].health.{expected}"));
+    };
+    one("probe = \"ping\"", "probe (line 6): unknown value \"ping\"; write \"tcp\", \"http\" or \"off\"");
+    one("probe = \"http\"", "path (line 5): is missing; write path = \"/health\"");
+    one("path = \"/\"", "path (line 6): a tcp probe asks for no path; write probe = \"http\", or remove the path");
+    one(
+        "probe = \"http\"\npath = \"health\"",
+        "path (line 7): \"health\" does not start with '/'; write a path such as \"/api\"",
+    );
+    one(
+        "interval = \"1s\"\ntimeout = \"2s\"",
+        "timeout (line 7): is longer than the interval, 1s; \
+         write a timeout of at most the interval, or a longer interval",
+    );
+    one("healthy_after = 0", "healthy_after (line 6): 0 is out of range; write a whole number from 1 to 1000");
+    one("unhealthy_after = -1", "unhealthy_after (line 6): -1 is out of range; write a whole number from 1 to 1000");
+    let health = |lines: &str| accepted(&route("http", &format!("[route.health]\n{lines}"))).routes[0].health.clone();
+    assert_eq!(health(""), Some(Health::default()));
+    assert_eq!(health("probe = \"off\""), None);
+    assert_eq!(health("interval = \"500ms\"").unwrap().timeout, Duration::from_millis(500));
+    assert_eq!(
+        health("probe = \"http\"\npath = \"/up?deep=1\"").unwrap().probe,
+        HealthProbe::Http { path: "/up?deep=1".to_owned() }
+    );
+}
+
+#[test]
+fn mirror_and_guard() {
+    check_http(
+        "[route.mirror]",
+        "route[0].mirror.sample (line 5): is missing; write sample = 10.0 for 10 per cent of the keys",
+    );
+    check_http(
+        "[route.mirror]\nsample = 1\nmax_in_flight = 0",
+        "route[0].mirror.max_in_flight (line 7): 0 is out of range; write a whole number from 1 to 10000",
+    );
+    check_http(
+        "mirror = true",
+        "route[0].mirror (line 5): expected a table, found the boolean true; write [route.mirror] with sample = 10.0",
+    );
+    let one = |line: &str, expected: &str| {
+        check_http(&format!("[route.guard]\n{line}"), &format!("route[0].guard.{expected}"));
+    };
+    one("mode = \"yes\"", "mode (line 6): unknown value \"yes\"; write \"on\" or \"off\"");
+    let share = "write a share above 0 and below 1, such as 0.05 for 5 per cent";
+    one("max_error_rate = 0", &format!("max_error_rate (line 6): 0 is out of range; {share}"));
+    one("max_error_rate = 5", &format!("max_error_rate (line 6): 5 is out of range; {share}"));
+    one("max_error_rate = 1.0", &format!("max_error_rate (line 6): 1 is out of range; {share}"));
+    one(
+        "max_error_rate = nan",
+        "max_error_rate (line 6): the float nan is not a finite number; write a number such as 10.5",
+    );
+    let ratio = "write a ratio above 1 and at most 100, such as 2.0 for twice blue's p95";
+    one("max_p95_ratio = 1", &format!("max_p95_ratio (line 6): 1 is out of range; {ratio}"));
+    one("max_p95_ratio = 100.5", &format!("max_p95_ratio (line 6): 100.5 is out of range; {ratio}"));
+    let window = "write whole seconds from \"1s\" to \"5m\"";
+    one("window = \"500ms\"", &format!("window (line 6): 500ms is not a window; {window}"));
+    one("window = \"1500ms\"", &format!("window (line 6): 1.5s is not a window; {window}"));
+    one("window = \"301s\"", &format!("window (line 6): 301s is not a window; {window}"));
+    one("min_requests = 0", "min_requests (line 6): 0 is out of range; write a whole number from 1 to 1000000000");
+    let guard = |lines: &str| accepted(&route("http", &format!("[route.guard]\n{lines}"))).routes[0].guard;
+    assert_eq!(guard(""), Some(Guard::default()));
+    assert_eq!(guard("mode = \"off\"\nwindow = \"5m\""), None);
+}
+
+/// Two routes: the second with this protocol, listener and further settings. Its listener is on line 13.
+fn two(first: (&str, &str, &str), second: (&str, &str, &str)) -> String {
+    let one = |name: &str, (protocol, listen, lines): (&str, &str, &str)| {
+        route(protocol, lines).replace("\"shop\"", &format!("{name:?}")).replace("127.0.0.1:8080", listen)
+    };
+    one("a", first) + &one("b", second)
+}
+
+#[test]
+fn routes_beside_each_other() {
+    let files = "tls = { cert = \"a\", key = \"b\" }";
+    check(
+        &two(("http", "127.0.0.1:80", ""), ("http", "127.0.0.1:81", "")).replace("\"b\"", "\"a\""),
+        &["route[1].name (line 11): \"a\" is also the name of route[0]; give one of the two another name"],
+    );
+    check(
+        &two(("http", "127.0.0.1:80", ""), ("http", "127.0.0.1:80", "match = { path = \"/\" }")),
+        &["route[1].match (line 14): route[0] takes the same requests of 127.0.0.1:80; \
+           write match = { host = \"shop.example\", path = \"/\" } with another host or path"],
+    );
+    check(
+        &two(
+            ("http", "127.0.0.1:80", "match = { host = \"A\", path = \"/x\" }"),
+            ("http", "127.0.0.1:80", "match = { host = \"a\", path = \"/x/\" }"),
+        ),
+        &["route[1].match (line 14): route[0] takes the same requests of 127.0.0.1:80; \
+           write match = { host = \"shop.example\", path = \"/\" } with another host or path"],
+    );
+    check(
+        &two(("http", "127.0.0.1:80", ""), ("http", "127.0.0.1:80", &format!("match = {{ path = \"/x\" }}\n{files}"))),
+        &["route[1].tls (line 15): 127.0.0.1:80 is shared, and this route has tls while route[0] has none; \
+           give every route of a listener tls, or none"],
+    );
+    check(
+        &two(("http", "127.0.0.1:80", files), ("http", "127.0.0.1:80", "match = { path = \"/x\" }")),
+        &["route[1].tls (line 10): 127.0.0.1:80 is shared, and route[0] has tls while this route has none; \
+           give every route of a listener tls, or none"],
+    );
+    for (first, second) in [("http", "mqtt"), ("mqtt", "mqtt"), ("tcp", "http")] {
+        check(
+            &two((first, "127.0.0.1:80", ""), (second, "127.0.0.1:80", "")),
+            &["route[1].listen (line 13): 127.0.0.1:80 is taken by route[0], \
+               and only http routes can share a listener; write another port"],
+        );
+    }
+    for (first, second, overlap) in [
+        ("0.0.0.0:80", "127.0.0.1:80", true),
+        ("127.0.0.1:80", "0.0.0.0:80", true),
+        ("[::]:80", "127.0.0.1:80", true),
+        ("[::]:80", "0.0.0.0:80", true),
+        ("[::]:80", "[::1]:80", true),
+        ("0.0.0.0:80", "[::1]:80", false),
+        ("127.0.0.1:80", "127.0.0.2:80", false),
+        ("0.0.0.0:80", "127.0.0.1:81", false),
+        ("0.0.0.0:0", "127.0.0.1:0", false),
+    ] {
+        let fault = format!(
+            "route[1].listen (line 13): {second} overlaps {first}, where route[0] listens; \
+             write another port, or the same address in both"
+        );
+        let expected: &[&str] = if overlap { &[&fault] } else { &[] };
+        check(&two(("http", first, ""), ("http", second, "")), expected);
+    }
+}
+
+#[test]
+fn the_admin_api_keeps_its_address() {
+    check(
+        &route("http", "").replace("127.0.0.1:8080", "127.0.0.1:9900"),
+        &["route[0].listen (line 4): 127.0.0.1:9900 is where the admin api listens; \
+           write another port here or in admin.listen"],
+    );
+    check(
+        &route("tcp", "").replace("127.0.0.1:8080", "0.0.0.0:9900"),
+        &["route[0].listen (line 4): 0.0.0.0:9900 overlaps 127.0.0.1:9900, where the admin api listens; \
+           write another port here or in admin.listen"],
+    );
+    check(
+        &format!("[admin]\nlisten = \"127.0.0.1:0\"\n{}", route("http", "").replace("127.0.0.1:8080", "127.0.0.1:0")),
+        &[],
+    );
+}
+
+#[test]
+fn routes_that_may_stand_beside_each_other() {
+    let files = "tls = { cert = \"a\", key = \"b\" }";
+    let other = "match = { host = \"b.example\" }";
+    for (first, second) in [
+        (("http", "127.0.0.1:80", ""), ("http", "127.0.0.1:80", other)),
+        (("http", "127.0.0.1:80", files), ("http", "127.0.0.1:80", &format!("{other}\n{files}"))),
+        (("http", "127.0.0.1:0", ""), ("http", "127.0.0.1:0", other)),
+        (("http", "127.0.0.1:0", ""), ("mqtt", "127.0.0.1:0", "")),
+        (("mqtt", "127.0.0.1:0", ""), ("mqtt", "127.0.0.1:0", files)),
+        (("tcp", "127.0.0.1:0", ""), ("tcp", "127.0.0.1:0", "")),
+    ] {
+        check(&two(first, second), &[]);
+    }
+}
+
+#[test]
+fn every_fault_of_a_file_is_reported_at_once() {
+    let text = r#"
+[server]
+workers = 0
+drain = 25
+acces_log = true
+
+[admin]
+listen = "0.0.0.0:9900"
+
+[[route]]
+name = "shop"
+protocol = "http"
+listen = "127.0.0.1:8080"
+match = { host = "*.x", path = "api" }
+key = ["session", "path:0"]
+green_percentage = 101
+
+[route.blue]
+endpoints = ["host", "app:80"]
+tls = true
+
+[route.green]
+label = "blue"
+endpoints = ["127.0.0.1:8080"]
+keyless = "random"
+
+[route.guard]
+window = "1500ms"
+
+[[route]]
+name = "shop"
+protocol = "mqtt"
+listen = "127.0.0.1:8080"
+"#;
+    let faults = parse(text).unwrap_err();
+    let places: Vec<(&str, usize)> = faults.0.iter().map(|fault| (fault.place.as_str(), fault.line.unwrap())).collect();
+    assert_eq!(
+        places,
+        [
+            ("server.workers", 3),
+            ("server.drain", 4),
+            ("server.acces_log", 5),
+            ("admin.tokens", 7),
+            ("admin.tls", 7),
+            ("route[0].match.host", 14),
+            ("route[0].match.path", 14),
+            ("route[0].key[0]", 15),
+            ("route[0].key[1]", 15),
+            ("route[0].green_percentage", 16),
+            ("route[0].blue.endpoints[0]", 19),
+            ("route[0].blue.tls", 20),
+            ("route[0].green.label", 23),
+            ("route[0].green.endpoints[0]", 24),
+            ("route[0].green.keyless", 25),
+            ("route[0].guard.window", 28),
+            ("route[1].blue", 30),
+            ("route[1].green", 30),
+            ("route[1].name", 31),
+            ("route[1].listen", 33),
+        ]
+    );
+    let shown = faults.to_string();
+    assert_eq!(shown.lines().count(), places.len());
+    assert!(!shown.contains(". ") && !shown.ends_with('.'), "{shown}");
+}
+
+fn plain_arm(arm: Arm, port: u16) -> ArmSettings {
+    ArmSettings {
+        label: arm.to_string(),
+        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port }],
+        tls: None,
+        http_version: HttpVersion::Auto,
+    }
+}
+
+#[test]
+fn a_file_with_nothing_but_a_route_has_the_defaults() {
+    for (protocol, key, name) in [
+        (Protocol::Http, KeySource::ClientIp, "http"),
+        (Protocol::Mqtt, KeySource::MqttClientId, "mqtt"),
+        (Protocol::Tcp, KeySource::ClientIp, "tcp"),
+    ] {
+        let expected = Config {
+            server: Server {
+                workers: None,
+                drain: Duration::from_secs(25),
+                access_log: false,
+                max_connections: 50_000,
+            },
+            admin: Admin {
+                listen: "127.0.0.1:9900".parse().unwrap(),
+                state: "/etc/crossfade/crossfade.db".into(),
+                tokens: None,
+                tls: None,
+                hosts: vec![],
+            },
+            routes: vec![Route {
+                name: "shop".to_owned(),
+                protocol,
+                listen: "127.0.0.1:8080".parse().unwrap(),
+                tls: None,
+                matching: Match { host: None, path: "/".to_owned() },
+                key: vec![key],
+                keyless: Keyless::Blue,
+                fallback: Fallback::Blue,
+                initial_split: Split::NONE,
+                expose_arm: false,
+                allow_override: false,
+                blue: plain_arm(Arm::Blue, 9001),
+                green: plain_arm(Arm::Green, 9002),
+                timeouts: Timeouts {
+                    request_header: Duration::from_secs(10),
+                    keepalive: Duration::from_secs(75),
+                    connect: Duration::from_secs(3),
+                    response_header: Duration::from_secs(60),
+                    idle: Duration::from_secs(3600),
+                    write: Duration::from_secs(60),
+                },
+                health: Some(Health {
+                    probe: HealthProbe::Tcp,
+                    interval: Duration::from_secs(2),
+                    timeout: Duration::from_secs(1),
+                    healthy_after: 2,
+                    unhealthy_after: 1,
+                }),
+                mirror: None,
+                guard: Some(Guard {
+                    max_error_rate: 0.05,
+                    max_p95_ratio: 2.0,
+                    window: Duration::from_secs(10),
+                    min_requests: 20,
+                }),
+            }],
+        };
+        assert_eq!(accepted(&route(name, "")), expected);
+    }
+    assert_eq!(
+        accepted(&route("http", "[route.mirror]\nsample = 12.5")).routes[0].mirror,
+        Some(Mirror {
+            sample: Split::from_percent(12.5).unwrap(),
+            max_in_flight: 100,
+            timeout: Duration::from_secs(5),
+            max_body: 65_536,
+        })
+    );
+}
+
+#[test]
+fn paths_are_relative_to_the_folder_of_the_file() {
+    let config = accepted(&format!(
+        "[admin]\nstate = \"a.db\"\ntokens = \"/t\"\ntls = {{ cert = \"c\", key = \"../k\" }}\n{}",
+        route("http", "tls = { cert = \"x/c\", key = \"k\" }")
+    ));
+    assert_eq!(config.admin.state, Path::new("/etc/crossfade/a.db"));
+    assert_eq!(config.admin.tokens, Some("/t".into()));
+    assert_eq!(config.admin.tls, Some(TlsFiles { cert: "/etc/crossfade/c".into(), key: "/etc/crossfade/../k".into() }));
+    assert_eq!(
+        config.routes[0].tls,
+        Some(TlsFiles { cert: "/etc/crossfade/x/c".into(), key: "/etc/crossfade/k".into() })
+    );
+}
+
+#[test]
+fn sizes_are_read_in_units_or_bytes() {
+    for (text, bytes) in [("1", 1), ("\"1B\"", 1), ("\"64KiB\"", 65_536), ("\"16MiB\"", 16_777_216), ("0x10", 16)] {
+        let config = accepted(&route("http", &format!("[route.mirror]\nsample = 1\nmax_body = {text}")));
+        assert_eq!(config.routes[0].mirror.unwrap().max_body, bytes, "{text}");
+    }
+}
+
+/// The contract of the design document, word for word.
+#[test]
+fn the_contracted_file_is_accepted() {
+    let config = accepted(
+        r#"
+[admin]
+listen = "127.0.0.1:9900"
+state  = "crossfade.db"             # SQLite; created if missing
+
+[[route]]
+name     = "shop"
+protocol = "http"                   # http | mqtt | tcp
+listen   = "127.0.0.1:8080"
+match    = { host = "shop.example", path = "/" }    # optional; several http routes may share one listen
+key      = ["header:x-session-id", "cookie:session", "query:run_id", "client-ip"]   # first one present wins
+keyless  = "blue"                   # blue | random
+fallback = "blue"                   # blue | none: who serves when green can't even be connected to
+green_percentage = 0                # only for a route that has no recorded split yet
+
+[route.blue]
+label     = "python"
+endpoints = ["127.0.0.1:9001"]
+
+[route.green]
+label     = "go"
+endpoints = ["127.0.0.1:9002", "127.0.0.1:9003"]
+
+[route.mirror]                      # off when absent
+sample = 10.0                       # per cent of keys
+
+[route.guard]                       # sensible defaults when absent; mode = "off" to disarm
+max_error_rate = 0.05
+max_p95_ratio  = 2.0
+
+[[route]]
+name     = "broker"
+protocol = "mqtt"
+listen   = "127.0.0.1:1883"
+key      = ["mqtt-client-id"]
+[route.blue]
+label = "erlang"
+endpoints = ["127.0.0.1:2883"]
+[route.green]
+label = "go"
+endpoints = ["127.0.0.1:3883"]
+"#,
+    );
+    assert_eq!(config.routes[0].green.label, "go");
+    assert_eq!(config.routes[1].key, [KeySource::MqttClientId]);
+}
+
+#[test]
+fn a_file_is_loaded_from_disk() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("crossfade.example.toml");
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.admin.state, path.with_file_name("crossfade.db"));
+
+    let folder = std::env::temp_dir().join(format!("crossfade-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let broken = folder.join("broken.toml");
+    std::fs::write(&broken, b"a = 1\nbc\xff").unwrap();
+    let not_utf8 = Config::load(&broken).unwrap_err().to_string();
+    let absent = Config::load(&folder.join("absent.toml")).unwrap_err().to_string();
+    std::fs::write(&broken, vec![b'#'; LARGEST + 1]).unwrap();
+    let large = Config::load(&broken).unwrap_err().to_string();
+    std::fs::remove_dir_all(&folder).unwrap();
+
+    let place = broken.display();
+    assert_eq!(not_utf8, format!("{place} (line 2): is not utf-8 from column 3 on; save it as utf-8"));
+    assert_eq!(large, format!("{place}: is larger than 1 MiB; name a configuration file of crossfade"));
+    assert!(absent.contains("cannot be read: ") && absent.contains("; name a file that exists"), "{absent}");
+}
+
+/// The example with the lines in effect that begin with one of these marks.
+fn example_with(marks: &[&str]) -> String {
+    let line = |line: &str| {
+        let mark = marks.iter().find(|mark| line.starts_with(**mark));
+        let rest = mark.map_or(line, |mark| &line[mark.len()..]);
+        let setting = rest.starts_with('[') || rest.starts_with(|c: char| c.is_ascii_lowercase());
+        if setting { rest.to_owned() } else { line.to_owned() }
+    };
+    EXAMPLE.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_defaults_shown_in_the_example_are_the_defaults() {
+    let text = example_with(&["#"]);
+    assert!(text.contains("\nkeepalive"), "{text}");
+    assert_eq!(accepted(&text), accepted(EXAMPLE));
+    let all = accepted(&example_with(&["#+ ", "#"]));
+    assert!(all.routes[0].mirror.is_some() && all.admin.tls.is_some());
+}
+
+/// The template has every table of a file, each ready to take one more line below its header.
+const TEMPLATE: &str = r#"
+[server]
+[admin]
+[[route]]
+name = "shop"
+protocol = "http"
+listen = "127.0.0.1:8080"
+[route.match]
+[route.timeouts]
+[route.health]
+[route.mirror]
+sample = 1
+[route.guard]
+[route.blue]
+endpoints = ["127.0.0.1:9001"]
+[route.green]
+endpoints = ["127.0.0.1:9002"]
+"#;
+
+const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+
+/// Header, key and default of each row of the document's tables, which stand below headings such as `[server]`.
+fn documented() -> Vec<(&'static str, &'static str, &'static str)> {
+    let mut header = "";
+    let mut rows = Vec::new();
+    for line in DOCUMENT.lines() {
+        if line.starts_with('#') {
+            header = line.split('`').nth(1).unwrap_or_default();
+        } else if let ["", key, _, default, ..] = line.split('|').map(str::trim).collect::<Vec<_>>()[..]
+            && let Some(key) = key.strip_prefix('`').and_then(|key| key.strip_suffix('`'))
+        {
+            rows.push((header, key, default));
+        }
+    }
+    rows
+}
+
+#[test]
+fn the_defaults_in_the_document_are_the_defaults() {
+    let mut checked = 0;
+    for (header, key, default) in documented() {
+        let Some(default) = default.strip_prefix('`').and_then(|default| default.strip_suffix('`')) else { continue };
+        if default.contains('`') {
+            continue; // More than one, and words between them.
+        }
+        let place = format!("\n{header}\n");
+        assert!(TEMPLATE.contains(&place), "no table {header:?}");
+        let text = TEMPLATE.replace(&place, &format!("{place}{key} = {default}\n"));
+        assert_eq!(accepted(&text), accepted(TEMPLATE), "{header} {key}");
+        checked += 1;
+    }
+    assert!(checked >= 25, "only {checked} defaults are documented");
+}
+
+#[test]
+fn the_document_and_the_example_have_every_key() {
+    let mut text = TEMPLATE.replace("]\n", "]\nunknown-to-all = 1\n");
+    text = text.replace("\"127.0.0.1:9001\"]\nunknown-to-all = 1", "\"127.0.0.1:9001\"]");
+    text = text.replace("\"127.0.0.1:9002\"]\nunknown-to-all = 1", "\"127.0.0.1:9002\"]");
+    let faults = parse(&text).unwrap_err();
+    let example = example_with(&["#+ ", "#"]);
+    let mut tables = 0;
+    for fault in faults.0 {
+        let known = fault.cure.strip_prefix("remove it; known here are ").unwrap();
+        let header = match fault.place.strip_suffix(".unknown-to-all").unwrap() {
+            "route[0]" => "[[route]]".to_owned(),
+            "route[0].green" => "[route.blue]".to_owned(),
+            place => format!("[{}]", place.replace("[0]", "")),
+        };
+        for key in known.split(", ") {
+            let table = ["match", "timeouts", "health", "mirror", "guard", "blue", "green"].contains(&key);
+            let found = documented().iter().any(|row| (row.0, row.1) == (header.as_str(), key));
+            assert!(found || table && header == "[[route]]", "the document lacks {header} {key}");
+            let written = example.contains(&format!("{key} = "));
+            assert!(written || table, "the example lacks {key}");
+        }
+        tables += 1;
+    }
+    assert_eq!(tables, 10);
+}
+
+/// Marsaglia's xorshift64: enough to be surprised by, and a seed says it all.
+struct Xorshift(u64);
+
+impl Xorshift {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[self.below(from.len())]
+    }
+}
+
+const ODD_VALUES: &[&str] = &[
+    "0",
+    "-1",
+    "1.5",
+    "nan",
+    "-inf",
+    "1e999",
+    "99999999999999999999999999999999999999999999",
+    "0xff",
+    "1_0",
+    "true",
+    "\"\"",
+    "\"x\"",
+    "\"0s\"",
+    "\"1h\"",
+    "\"1KiB\"",
+    "\"é*:[\"",
+    "\"\\u0000\"",
+    "\"::1\"",
+    "\"[\"",
+    "\":\"",
+    "\"/\"",
+    "\"127.0.0.1:0\"",
+    "\"[::]:8080\"",
+    "\"127.0.0.1:9900\"",
+    "\"localhost:8080\"",
+    "\"header:\"",
+    "\"path:-\"",
+    "\"http\"",
+    "\"mqtt\"",
+    "\"tcp\"",
+    "\"off\"",
+    "[]",
+    "[[]]",
+    "[1, \"a\"]",
+    "[\"sni\", \"sni\"]",
+    "{}",
+    "{ a = {} }",
+    "1979-05-27",
+    "\"\"\"",
+    "'",
+];
+
+fn mutated(random: &mut Xorshift) -> String {
+    let mut lines: Vec<String> = example_with(&["#+ ", "#"]).lines().map(str::to_owned).collect();
+    for _ in 0..=random.below(6) {
+        let at = random.below(lines.len());
+        let other = random.below(lines.len());
+        match random.below(7) {
+            0 | 1 => {
+                if let Some((key, _)) = lines[at].split_once('=') {
+                    lines[at] = format!("{key}= {}", random.pick(ODD_VALUES));
+                }
+            }
+            2 => lines.swap(at, other),
+            3 => lines.insert(at, lines[other].clone()),
+            4 if lines.len() > 1 => _ = lines.remove(at),
+            5 => {
+                let mut letters: Vec<char> = lines[at].chars().collect();
+                if !letters.is_empty() {
+                    let letter = random.below(letters.len());
+                    letters[letter] =
+                        random.pick(&["\"", "[", "]", "=", ".", "a", "9", "\u{0}", "é", "\n"]).chars().next().unwrap();
+                }
+                lines[at] = letters.into_iter().collect();
+            }
+            _ => {
+                let letters: Vec<char> = lines[at].chars().collect();
+                lines[at] = letters[..random.below(letters.len() + 1)].iter().collect();
+            }
+        }
+    }
+    lines.join("\n")
+}
+
+#[test]
+fn no_mutation_of_the_example_makes_it_panic() {
+    use std::hash::{BuildHasher, RandomState};
+
+    let seed = match std::env::var("CONFIG_SEED") {
+        Ok(seed) => seed.parse().unwrap(),
+        Err(_) => RandomState::new().hash_one(0) | 1,
+    };
+    println!("CONFIG_SEED={seed}");
+    let mut random = Xorshift(seed);
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..2000 {
+        let text = mutated(&mut random);
+        match parse(&text) {
+            Ok(config) => {
+                assert!(!config.routes.is_empty());
+                good += 1;
+            }
+            Err(faults) => {
+                assert!(!faults.0.is_empty(), "refused without a reason:\n{text}");
+                for fault in &faults.0 {
+                    let shown = fault.to_string();
+                    assert!(!shown.contains('\n') && shown.len() < 2000, "{shown:?} in\n{text}");
+                    assert!(fault.line.is_none_or(|line| (1..=text.lines().count() + 1).contains(&line)), "{shown}");
+                }
+                bad += 1;
+            }
+        }
+    }
+    assert!(good > 20 && bad > 20, "{good} accepted, {bad} refused: the mutations test one side only");
+}

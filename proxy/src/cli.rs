@@ -1,0 +1,182 @@
+//! The command line.
+
+mod client;
+mod demo;
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use config::{Config, Faults};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::server::{Server, stop_on_signals};
+use client::Client;
+
+/// Splits traffic between a running system (blue) and its rewrite (green), compares them, and rolls back by itself.
+#[derive(Debug, Parser)]
+#[command(name = "crossfade", version, max_term_width = 100, after_help = "\
+Exit status: 0 done, 1 refused or failed, 2 usage.
+Start with `crossfade demo`: it needs nothing but this program.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Carry traffic as a configuration file says
+    Run {
+        /// The configuration file; read again when it changes and on SIGHUP
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Log as JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say everything that is wrong with a configuration file
+    Check {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try it out: two web servers, two MQTT brokers, some traffic, the proxy and its admin API in one process
+    Demo(demo::Demo),
+    /// Show each route's split, verdict, error rate and latency
+    Status {
+        /// Only this route
+        route: Option<String>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Set green's share of a route
+    Split {
+        route: String,
+        /// Green's share in per cent, in steps of 0.01
+        #[arg(value_name = "PERCENT")]
+        percent: f64,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Set green's share to 0 and keep it there until a reset
+    Rollback {
+        route: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Let green's share of a route be raised again after a rollback
+    Reset {
+        route: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+/// Where the admin API of a running crossfade is.
+#[derive(Debug, Args)]
+struct Admin {
+    /// The admin API's address
+    #[arg(long = "admin", value_name = "URL", env = "CROSSFADE_ADMIN", default_value = "http://127.0.0.1:9900")]
+    url: String,
+    /// A file whose first word is the token to show
+    #[arg(long, value_name = "FILE", env = "CROSSFADE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// PEM roots to verify the admin API with, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Both TLS stacks in here, the engine's and ours, are to use the same provider; a second call changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("crossfade: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Run { config, json } => {
+            log_to_stderr(json, "info");
+            let parsed = Config::load(&config)?;
+            let server = Server::bind(parsed, Some(config))?;
+            let stop = CancellationToken::new();
+            stop_on_signals(&stop)?;
+            let (listeners, admin) = server.addresses()?;
+            server.run(stop, || {
+                for address in &listeners {
+                    tracing::info!(%address, "Listening");
+                }
+                tracing::info!(%admin, "Serving the admin API");
+            })
+        }
+        Command::Check { config, json } => check(&config, json),
+        Command::Demo(demo) => demo.run(),
+        Command::Status { route, admin } => Client::new(&admin)?.status(route.as_deref()),
+        Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
+        Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, &reason),
+        Command::Reset { route, reason, admin } => Client::new(&admin)?.reset(&route, &reason),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result goes to standard output")]
+fn check(path: &std::path::Path, json: bool) -> Result<()> {
+    match Config::load(path) {
+        Ok(config) => {
+            if json {
+                println!("{}", json!({ "ok": true, "routes": config.routes.len(), "faults": [] }));
+            } else {
+                println!("{}: ok, {} routes", path.display(), config.routes.len());
+            }
+            Ok(())
+        }
+        Err(faults) => {
+            if json {
+                println!("{}", json!({ "ok": false, "faults": as_json(&faults) }));
+            } else {
+                println!("{faults}");
+            }
+            let count = faults.0.len();
+            anyhow::bail!("{} has {count} fault{}", path.display(), if count == 1 { "" } else { "s" })
+        }
+    }
+}
+
+fn as_json(faults: &Faults) -> Vec<serde_json::Value> {
+    let fault = |fault: &config::Fault| {
+        json!({ "place": fault.place, "line": fault.line, "problem": fault.problem, "cure": fault.cure })
+    };
+    faults.0.iter().map(fault).collect()
+}
+
+/// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.
+fn log_to_stderr(json: bool, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new(format!("warn,proxy={default},admin_api={default},config={default},access=info,pingora=error"))
+    });
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        subscriber.json().flatten_event(true).init();
+    } else {
+        subscriber.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+    }
+}

@@ -1,0 +1,142 @@
+//! The commands that talk to a running crossfade's admin API.
+
+use std::{fmt::Write, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::{Value, json};
+use tokio::{runtime, time};
+
+use super::Admin;
+use crate::upstream::read_certificates;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+pub(super) struct Client {
+    base: String,
+    token: Option<String>,
+    json: bool,
+    http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    runtime: runtime::Runtime,
+}
+
+impl Client {
+    pub(super) fn new(admin: &Admin) -> Result<Self> {
+        let token = match &admin.token_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the token file {}", path.display()))?;
+                let first = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
+                let token = first.map(|word| word.trim_end_matches(':').to_owned()).next();
+                Some(token.with_context(|| format!("{} holds no token; its first word is used", path.display()))?)
+            }
+            None => None,
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        if let Some(path) = &admin.ca {
+            for root in read_certificates(path).map_err(|fault| anyhow!(fault))? {
+                roots.add(root).with_context(|| format!("{} is not a CA certificate", path.display()))?;
+            }
+        } else if admin.url.starts_with("https:") {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let http = HyperClient::builder(TokioExecutor::new()).build(connector);
+        let base = admin.url.trim_end_matches('/').to_owned();
+        Ok(Self { base, token, json: admin.json, http, runtime })
+    }
+
+    pub(super) fn status(&self, route: Option<&str>) -> Result<()> {
+        let mut status = self.call(Method::GET, "/status", None)?;
+        if let (Some(route), Some(routes)) = (route, status["routes"].as_array_mut()) {
+            routes.retain(|status| status["route"] == route);
+            if routes.is_empty() {
+                bail!("no route {route}; `crossfade status` lists them");
+            }
+        }
+        self.print(&status, &table(&status));
+        Ok(())
+    }
+
+    pub(super) fn split(&self, route: &str, percent: f64) -> Result<()> {
+        let answer =
+            self.call(Method::POST, "/traffic-split", Some(json!({ "route": route, "green_percentage": percent })))?;
+        self.print(&answer, &split_line(&answer));
+        Ok(())
+    }
+
+    pub(super) fn rollback(&self, route: &str, reason: &str) -> Result<()> {
+        let answer = self.call(Method::POST, "/rollback", Some(json!({ "route": route, "reason": reason })))?;
+        self.print(&answer, &format!("{}, latched until `crossfade reset {route}`", split_line(&answer)));
+        Ok(())
+    }
+
+    pub(super) fn reset(&self, route: &str, reason: &str) -> Result<()> {
+        let answer = self.call(Method::POST, "/reset", Some(json!({ "route": route, "reason": reason })))?;
+        self.print(&answer, &format!("{}, free to be raised", split_line(&answer)));
+        Ok(())
+    }
+
+    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
+    fn print(&self, answer: &Value, text: &str) {
+        if self.json {
+            println!("{answer}");
+        } else {
+            println!("{text}");
+        }
+    }
+
+    fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+        let url = format!("{}{path}", self.base);
+        let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = match body {
+            Some(body) => {
+                request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body.to_string().into()))
+            }
+            None => request.body(Full::default()),
+        };
+        let request = request.with_context(|| format!("{url} is no URL; write http://HOST:PORT"))?;
+        let (status, body) = self.runtime.block_on(async {
+            let exchange = async {
+                let response = self.http.request(request).await?;
+                let status = response.status();
+                let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| anyhow!(error))?;
+                anyhow::Ok((status, body.to_bytes()))
+            };
+            time::timeout(PATIENCE, exchange).await.map_err(|_| anyhow!("no answer within {PATIENCE:?}"))?
+        })
+        .with_context(|| format!("cannot ask {url}; is crossfade running, and its admin API there? (--admin URL)"))?;
+        let answer: Value = serde_json::from_slice(&body).with_context(|| format!("{url} answered {status}, not in JSON"))?;
+        if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) }
+    }
+}
+
+/// The words of a problem document (RFC 9457).
+fn refusal(status: StatusCode, problem: &Value) -> anyhow::Error {
+    let detail = problem["detail"].as_str().or_else(|| problem["title"].as_str()).unwrap_or("no reason given");
+    match problem["cure"].as_str() {
+        Some(cure) => anyhow!("refused ({}): {detail}; {cure}", status.as_u16()),
+        None => anyhow!("refused ({}): {detail}", status.as_u16()),
+    }
+}
+
+fn split_line(state: &Value) -> String {
+    let side = |side: &str| {
+        let side = &state[side];
+        format!("{} {} %", side["label"].as_str().unwrap_or_default(), side["percentage"])
+    };
+    format!("{}: {}, {} (revision {})", state["route"].as_str().unwrap_or_default(), side("blue"), side("green"), state["revision"])
+}

@@ -1,0 +1,260 @@
+//! Stage 5: moves bytes both ways between a client and an upstream until both are done or one breaks.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{self, Duration, Instant},
+};
+
+/// Room for what one side has sent and the other has not taken yet, each way.
+const BUFFER: usize = 16 * 1024;
+
+/// How long a relay may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Silence in both directions.
+    pub(crate) idle: Duration,
+    /// A peer that takes no bytes.
+    pub(crate) write: Duration,
+}
+
+/// How a relay ended, and how much it moved.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Moved {
+    /// Bytes from the client to the upstream.
+    pub(crate) up: u64,
+    /// Bytes from the upstream to the client.
+    pub(crate) down: u64,
+    pub(crate) ended: Ended,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ended {
+    /// Both sides have said all.
+    Done,
+    Idle,
+    WriteTimeout,
+    ClientBroke,
+    UpstreamBroke,
+}
+
+impl Ended {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Idle => "idle_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::ClientBroke => "client_broke",
+            Self::UpstreamBroke => "upstream_broke",
+        }
+    }
+}
+
+/// Moves bytes both ways with half-close: the end of one direction is passed on and the other goes on.
+/// `observe`: sees all bytes from the upstream, in order, before the client does.
+pub(crate) async fn relay<C, U>(
+    client: &mut C,
+    upstream: &mut U,
+    patience: Patience,
+    mut observe: impl FnMut(&[u8]),
+) -> Moved
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut up, mut down) = (Direction::new(), Direction::new());
+    let mut last_progress = Instant::now();
+    let mut alarm = pin!(time::sleep(patience.idle.min(patience.write)));
+    let ended = poll_fn(|cx| {
+        let moved_before = up.moved + down.moved;
+        let up_done = match up.poll(cx, client, upstream, &mut |_| ()) {
+            Poll::Ready(Err(Broke::Reader)) => return Poll::Ready(Ended::ClientBroke),
+            Poll::Ready(Err(Broke::Writer)) => return Poll::Ready(Ended::UpstreamBroke),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        let down_done = match down.poll(cx, upstream, client, &mut observe) {
+            Poll::Ready(Err(Broke::Reader)) => return Poll::Ready(Ended::UpstreamBroke),
+            Poll::Ready(Err(Broke::Writer)) => return Poll::Ready(Ended::ClientBroke),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if up_done && down_done {
+            return Poll::Ready(Ended::Done);
+        }
+        if up.moved + down.moved != moved_before {
+            last_progress = Instant::now();
+        }
+        // The alarm is coarse: it rings at most once in the shorter patience, and only then is the clock compared. A
+        // peer that blocks is so found within twice its patience, without a timer for each read and write.
+        while alarm.as_mut().poll(cx).is_ready() {
+            let silent = last_progress.elapsed();
+            let blocked = up.is_blocked() || down.is_blocked();
+            if blocked && silent >= patience.write {
+                return Poll::Ready(Ended::WriteTimeout);
+            }
+            if silent >= patience.idle {
+                return Poll::Ready(Ended::Idle);
+            }
+            let next = last_progress + if blocked { patience.write } else { patience.idle };
+            alarm.as_mut().reset(next.min(Instant::now() + patience.write));
+        }
+        Poll::Pending
+    })
+    .await;
+    Moved { up: up.moved, down: down.moved, ended }
+}
+
+enum Broke {
+    Reader,
+    Writer,
+}
+
+/// One way of a relay.
+struct Direction {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    read_all: bool,
+    done: bool,
+    needs_flush: bool,
+    /// Bytes written so far.
+    moved: u64,
+}
+
+impl Direction {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            read_all: false,
+            done: false,
+            needs_flush: false,
+            moved: 0,
+        }
+    }
+
+    /// Holds bytes that the writer did not take.
+    fn is_blocked(&self) -> bool {
+        self.start < self.end
+    }
+
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        observe: &mut impl FnMut(&[u8]),
+    ) -> Poll<Result<(), Broke>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let to_writer = |_: io::Error| Broke::Writer;
+        while !self.done {
+            while self.start < self.end {
+                let written =
+                    ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end])).map_err(to_writer)?;
+                if written == 0 {
+                    return Poll::Ready(Err(Broke::Writer));
+                }
+                self.start += written;
+                self.moved += written as u64;
+                self.needs_flush = true;
+            }
+            if self.read_all {
+                // Shutting down flushes as well.
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(to_writer)?;
+                self.done = true;
+                break;
+            }
+            let mut free = ReadBuf::new(&mut self.buffer);
+            match Pin::new(&mut *reader).poll_read(cx, &mut free) {
+                Poll::Ready(Ok(())) => {
+                    let read = free.filled();
+                    observe(read);
+                    (self.start, self.end) = (0, read.len());
+                    self.read_all = self.end == 0;
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broke::Reader)),
+                Poll::Pending => {
+                    // Nothing more to come for now: a writer that buffers (TLS) must pass on what it has.
+                    if self.needs_flush {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(to_writer)?;
+                        self.needs_flush = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const PATIENCE: Patience = Patience { idle: Duration::from_secs(60), write: Duration::from_secs(10) };
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_go_both_ways_and_each_end_is_passed_on_alone() {
+        let (mut client, mut client_side) = duplex(1024);
+        let (mut upstream_side, mut upstream) = duplex(1024);
+        let relaying = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| seen.extend_from_slice(bytes)).await;
+            (moved, seen)
+        });
+        client.write_all(b"request").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut received = Vec::new();
+        upstream.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"request");
+        // The client has said all; the answer still arrives.
+        upstream.write_all(b"answer").await.unwrap();
+        upstream.shutdown().await.unwrap();
+        received.clear();
+        client.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"answer");
+        let (moved, seen) = relaying.await.unwrap();
+        assert_eq!(moved, Moved { up: 7, down: 6, ended: Ended::Done });
+        assert_eq!(seen, b"answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_a_relay_and_any_byte_puts_it_off() {
+        let (mut client, mut client_side) = duplex(1024);
+        let (mut upstream_side, _upstream) = duplex(1024);
+        let started = Instant::now();
+        let relaying =
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
+        time::sleep(Duration::from_secs(50)).await;
+        client.write_all(b"x").await.unwrap();
+        let moved = relaying.await.unwrap();
+        assert_eq!(moved.ended, Ended::Idle);
+        assert_eq!(started.elapsed().as_secs(), 110);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_left() {
+        let (mut client, mut client_side) = duplex(1024);
+        let (mut upstream_side, _upstream) = duplex(16);
+        let started = Instant::now();
+        let relaying =
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
+        client.write_all(&[0; 100]).await.unwrap();
+        let moved = relaying.await.unwrap();
+        assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout });
+        assert!(started.elapsed() <= PATIENCE.write * 2, "{:?}", started.elapsed());
+    }
+}

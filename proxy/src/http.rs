@@ -1,0 +1,231 @@
+//! HTTP routes. Pingora parses, pools and forwards; this module owns the connections, so that a request's whole header
+//! has one deadline, its framing is checked before anybody acts on it, and HTTP/2 comes with its limits.
+
+mod respond;
+mod service;
+mod stream;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use http::StatusCode;
+use pingora::{
+    apps::HttpServerApp,
+    http::ResponseHeader,
+    protocols::{
+        Digest,
+        http::{ServerSession, v2::server as h2},
+        raw_connect::ProxyDigest,
+    },
+    proxy::HttpProxy,
+    server::configuration::ServerConf,
+};
+use tokio::{
+    pin, select,
+    sync::watch,
+    time::{self, Duration, Instant},
+};
+
+use crate::{
+    listen::{Accepted, Worker},
+    plane::Plane,
+    wire::http1::{BodyLength, Head, rejection_response},
+};
+use service::Service;
+use stream::{Next, RequestStream};
+
+/// A connection over which this many malformed HTTP/2 requests came is closed.
+const MAX_MALFORMED_STREAMS: usize = 32;
+/// An idle connection that is still open when the process drains gets this long for a request that is already on its
+/// way, so that stopping does not reset it.
+const LAME_DUCK: Duration = Duration::from_secs(1);
+
+/// One worker's HTTP engine with its own pool of upstream connections.
+pub(crate) struct Engine {
+    proxy: Arc<HttpProxy<Service>>,
+    draining: watch::Receiver<bool>,
+}
+
+impl Engine {
+    /// `draining`: turns true when the process is to stop.
+    pub(crate) fn new(plane: Arc<Plane>, draining: watch::Receiver<bool>, access_log: bool) -> Arc<Self> {
+        let conf = ServerConf {
+            threads: 1,
+            // Every endpoint of both arms may be tried; the service says when to stop.
+            max_retries: 1024,
+            upstream_keepalive_pool_size: 1024,
+            ..ServerConf::default()
+        };
+        let service = Service::new(plane, draining.clone(), access_log);
+        let mut proxy = HttpProxy::new(service, Arc::new(conf));
+        proxy.handle_init_modules();
+        Arc::new(Self { proxy: Arc::new(proxy), draining })
+    }
+
+    /// Serves a connection to its end, in whichever HTTP the client speaks.
+    pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted, worker: Worker) {
+        let first = accepted.listener().first.clone();
+        let timeouts = &first.settings.timeouts;
+        let connection = Arc::new(Connection {
+            client: accepted.client,
+            tls: accepted.transport.is_tls(),
+            listener: accepted.listener,
+            answered: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
+        });
+        let is_h2 = accepted.transport.alpn() == Some(b"h2");
+        let mut stream = RequestStream::new(accepted.transport, connection.digest());
+        if is_h2 {
+            return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
+        }
+        let mut patience = timeouts.request_header;
+        loop {
+            let next = stream.next_head(patience, timeouts.request_header, &mut self.draining.clone()).await;
+            let head = match next {
+                Next::Head(head) => head,
+                Next::Http2 => return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await,
+                Next::Rejected(rejection) => {
+                    worker.plane.rejections.count(rejection.reason);
+                    return stream.close_with(&rejection_response(&rejection)).await;
+                }
+                Next::Overdue => {
+                    worker.plane.rejections.count("request_header_timeout");
+                    return stream.close_with(&respond::request_timeout()).await;
+                }
+                Next::Closed => return,
+            };
+            match self.serve_request(stream, &head, &connection, timeouts.response_header).await {
+                Some(again) if head.keep_alive && !*self.draining.borrow() => stream = again,
+                _ => return,
+            }
+            patience = timeouts.keepalive;
+        }
+    }
+
+    /// One HTTP/1 request, whose head is at the front of the stream. Returns the stream when it can carry another.
+    async fn serve_request(
+        &self,
+        stream: Box<RequestStream>,
+        head: &Head,
+        connection: &Connection,
+        response_header: Duration,
+    ) -> Option<Box<RequestStream>> {
+        let mut session = ServerSession::new_http1(stream);
+        // How long to wait for the next request is decided by `next_head`; this only says that there may be one.
+        session.set_keepalive(Some(60));
+        // A client that has said all it wants to say still gets its answer (RFC 9112 section 9.6).
+        session.set_abort_on_close(false);
+        connection.answered.store(false, Ordering::Relaxed);
+        let exchange = self.proxy.process_new_http(session, &self.draining);
+        let reusable = if head.body == BodyLength::Upgrade {
+            pin!(exchange);
+            select! {
+                reusable = &mut exchange => reusable,
+                // A tunnel may be silent for long, so the engine waits long for each read; the answer that opens the
+                // tunnel may not.
+                () = time::sleep(response_header) => {
+                    if !connection.answered.load(Ordering::Relaxed) {
+                        connection.overdue.store(true, Ordering::Relaxed);
+                        return None;
+                    }
+                    exchange.await
+                }
+            }
+        } else {
+            exchange.await
+        };
+        let (stream, _) = reusable?.consume();
+        stream.into_any().downcast::<RequestStream>().ok()
+    }
+
+    async fn serve_h2(
+        &self,
+        mut stream: Box<RequestStream>,
+        connection: &Arc<Connection>,
+        worker: &Worker,
+        keepalive: Duration,
+    ) {
+        stream.open();
+        // Pingora's own defaults drop out when options are given: these are they, and the bounds on resets beside them.
+        let mut options = h2::default_h2_options();
+        options.max_concurrent_reset_streams(20).max_pending_accept_reset_streams(20);
+        let handshake = time::timeout(Duration::from_secs(10), h2::handshake(stream, Some(options)));
+        let Ok(Ok(mut h2)) = handshake.await else {
+            return worker.plane.rejections.count("h2_handshake");
+        };
+        let digest = Arc::new(Digest { proxy_digest: Some(connection.digest()), ..Digest::default() });
+        let mut draining = self.draining.clone();
+        let mut told = false;
+        let mut malformed = 0;
+        // Each stream holds a clone: the count says whether the connection is idle.
+        let busy = Arc::new(());
+        let mut idle_since = Instant::now();
+        loop {
+            let accepted = select! {
+                biased;
+                _ = draining.wait_for(|draining| *draining), if !told => {
+                    // GOAWAY: streams that are open, or on their way, are still served.
+                    h2.graceful_shutdown();
+                    told = true;
+                    continue;
+                }
+                accepted = h2::HttpSession::from_h2_conn(&mut h2, Arc::clone(&digest)) => accepted,
+                () = time::sleep_until(idle_since + keepalive) => {
+                    if Arc::strong_count(&busy) == 1 {
+                        return;
+                    }
+                    idle_since = Instant::now();
+                    continue;
+                }
+            };
+            match accepted {
+                Ok(Some(h2::H2Accept::Session(session))) => {
+                    idle_since = Instant::now();
+                    let proxy = Arc::clone(&self.proxy);
+                    let draining = self.draining.clone();
+                    let busy = Arc::clone(&busy);
+                    worker.tasks.spawn(async move {
+                        proxy.process_new_http(ServerSession::new_http2(session), &draining).await;
+                        drop(busy);
+                    });
+                }
+                Ok(Some(h2::H2Accept::Rejected)) => {
+                    worker.plane.rejections.count("h2_malformed");
+                    malformed += 1;
+                    if malformed >= MAX_MALFORMED_STREAMS {
+                        return;
+                    }
+                }
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// What a request needs to know of the connection it came over. Travels through the engine in the connection's digest.
+#[derive(Debug)]
+struct Connection {
+    client: SocketAddr,
+    tls: bool,
+    listener: usize,
+    /// HTTP/1: the response's header has come.
+    answered: AtomicBool,
+    /// HTTP/1: given up because no response's header came.
+    overdue: AtomicBool,
+}
+
+impl Connection {
+    fn digest(self: &Arc<Self>) -> Arc<ProxyDigest> {
+        let no_response = ResponseHeader::build(StatusCode::OK, Some(0)).expect("a bare status is valid");
+        Arc::new(ProxyDigest::new(Box::new(no_response), Some(Box::new(Arc::clone(self)))))
+    }
+
+    fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
+        digest?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref::<Arc<Self>>().cloned()
+    }
+}

@@ -1,0 +1,52 @@
+//! Answers of our own, for requests that no arm answered.
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use pingora::{Result, http::ResponseHeader, proxy::Session};
+
+/// Answers with a status and a short text that says what is wrong; to gRPC callers with a gRPC status, since they know
+/// no other.
+pub(super) async fn respond(session: &mut Session, status: StatusCode, text: &'static str) -> Result<()> {
+    if is_grpc(session) {
+        let mut response = ResponseHeader::build(StatusCode::OK, Some(4))?;
+        response.insert_header(header::CONTENT_TYPE, "application/grpc")?;
+        response.insert_header("grpc-status", grpc_status(status))?;
+        response.insert_header("grpc-message", text)?;
+        return session.write_response_header(Box::new(response), true).await;
+    }
+    let mut response = ResponseHeader::build(status, Some(4))?;
+    response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    response.insert_header(header::CACHE_CONTROL, "no-store")?;
+    response.insert_header(header::CONTENT_LENGTH, text.len() + 1)?;
+    let head_only = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(response), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(Bytes::from(format!("{text}\n"))), true).await?;
+    }
+    Ok(())
+}
+
+/// The answer to a head that did not come in time, for a connection whose request is not known.
+pub(super) fn request_timeout() -> Vec<u8> {
+    let text = "the request's header was not complete in time; send it faster\n";
+    format!(
+        "HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{text}",
+        text.len()
+    )
+    .into_bytes()
+}
+
+pub(super) fn is_grpc(session: &Session) -> bool {
+    let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// As the gRPC documentation maps HTTP statuses ("HTTP to gRPC Status Code Mapping").
+fn grpc_status(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::NOT_FOUND => "12",
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => "14",
+        _ => "2",
+    }
+}

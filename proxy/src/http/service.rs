@@ -1,0 +1,454 @@
+//! The stages of a request, called by Pingora in its order: route and key → split → upstream → mirror → telemetry.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use admin_api::Outcome;
+use async_trait::async_trait;
+use bytes::Bytes;
+use config::{Arm, Fallback, HttpVersion};
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use pingora::{
+    Error, ErrorSource, ErrorType, Result,
+    http::{RequestHeader, ResponseHeader},
+    protocols::ALPN,
+    proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
+    upstreams::peer::HttpPeer,
+};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Connection,
+    respond::{is_grpc, respond},
+};
+use crate::{
+    key::{self, HttpCaller},
+    live::Route,
+    mirror::Tap,
+    plane::Plane,
+    telemetry::Exchange,
+    upstream::{ArmUpstream, Lease},
+};
+
+/// Tells which arm answered, and in requests, where a route allows it, which one shall.
+const ARM: HeaderName = HeaderName::from_static("x-crossfade-arm");
+/// Marks copies. Clients must not be able to set it: services may treat copies as a dry run.
+const SHADOW: HeaderName = HeaderName::from_static("x-shadow");
+/// Streams on one HTTP/2 connection to an endpoint.
+const MAX_UPSTREAM_STREAMS: usize = 100;
+
+pub(super) struct Service {
+    plane: Arc<Plane>,
+    draining: watch::Receiver<bool>,
+    access_log: bool,
+}
+
+impl Service {
+    pub(super) fn new(plane: Arc<Plane>, draining: watch::Receiver<bool>, access_log: bool) -> Self {
+        Self { plane, draining, access_log }
+    }
+}
+
+/// One request from its head to its end.
+#[derive(Default)]
+pub(super) struct Ctx {
+    connection: Option<Arc<Connection>>,
+    /// As of when the request came; a split that changes later is not this request's.
+    route: Option<Arc<Route>>,
+    exchange: Option<Exchange>,
+    started: Option<Instant>,
+    lease: Option<Lease>,
+    tried: Vec<SocketAddr>,
+    key: Option<Vec<u8>>,
+    copied: bool,
+    tap: Option<Tap>,
+    status: Option<StatusCode>,
+    latency_us: Option<u64>,
+    grpc_status: Option<u16>,
+    tunnel: bool,
+}
+
+impl Ctx {
+    fn upstream(&self) -> Option<(&Arc<Route>, &Arc<ArmUpstream>)> {
+        let route = self.route.as_ref()?;
+        Some((route, route.upstream(self.exchange.as_ref()?.arm())))
+    }
+
+    fn arm(&self) -> Option<Arm> {
+        self.exchange.as_ref().map(Exchange::arm)
+    }
+}
+
+impl Drop for Ctx {
+    fn drop(&mut self) {
+        let overdue = self.connection.as_ref().is_some_and(|c| c.overdue.load(std::sync::atomic::Ordering::Relaxed));
+        if let (true, Some(exchange)) = (overdue, &mut self.exchange) {
+            exchange.judge(Outcome::Timeout, None);
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Service {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::default()
+    }
+
+    /// Stages 1 to 3: which route, which key, which arm. Answers what no route takes.
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        let Some(connection) = Connection::of(session.digest()) else {
+            return Err(Error::explain(ErrorType::InternalError, "a session without its connection"));
+        };
+        let live = self.plane.live();
+        let request = session.req_header();
+        let route = live.listeners[connection.listener].find(&host(request), request.uri.path());
+        let Some(route) = route.cloned() else {
+            self.plane.rejections.count("no_route");
+            ctx.connection = Some(connection);
+            respond(session, StatusCode::NOT_FOUND, "no route takes this host and path").await?;
+            return Ok(true);
+        };
+        let caller = HttpCaller {
+            headers: &request.headers,
+            path: request.uri.path(),
+            query: request.uri.query(),
+            client: connection.client.ip(),
+        };
+        let key = key::of_http(&route.settings.key, &caller);
+        let wanted = route.settings.allow_override.then(|| wanted_arm(&request.headers)).flatten();
+        let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
+        // The mirror samples by key, later, when it is known what exactly the arm is sent.
+        ctx.key = route.mirror.is_some().then(|| key.map(|key| key.into_owned())).flatten();
+        ctx.exchange = Some(route.meter.dispatch(arm));
+        ctx.started = Some(Instant::now());
+        let timeouts = &route.settings.timeouts;
+        session.set_read_timeout(Some(timeouts.response_header));
+        session.set_write_timeout(Some(timeouts.write));
+        session.set_total_drain_timeout(Some(timeouts.request_header));
+        ctx.connection = Some(connection);
+        ctx.route = Some(route);
+        Ok(false)
+    }
+
+    /// Stage 4. Called again after a failed connection: then it is the next endpoint's turn, or that of the fallback.
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        ctx.lease = None;
+        loop {
+            let Some((route, upstream)) = ctx.upstream() else {
+                return Err(Error::explain(ErrorType::InternalError, "a request without its route"));
+            };
+            if let Some(lease) = upstream.choose(&ctx.tried) {
+                let peer = peer(route, upstream, lease.address(), session);
+                ctx.lease = Some(lease);
+                return Ok(Box::new(peer));
+            }
+            let falls_back = upstream.arm == Arm::Green && route.settings.fallback == Fallback::Blue;
+            let Some(exchange) = &mut ctx.exchange else { continue };
+            if !falls_back {
+                exchange.judge(Outcome::Unreachable, None);
+                return Err(Error::explain(ErrorType::HTTPStatus(503), "no endpoint could be reached"));
+            }
+            exchange.fall_back();
+            ctx.tried.clear();
+        }
+    }
+
+    fn fail_to_connect(&self, _: &mut Session, peer: &HttpPeer, ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
+        tracing::debug!(%peer, %error, "Connecting failed");
+        if let Some(lease) = &ctx.lease {
+            lease.endpoint.connecting_failed();
+            ctx.tried.push(lease.address());
+        }
+        // Nothing was sent, so `upstream_peer` may try the next one; it says when there is none.
+        error.set_retry(true);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let repeatable = session.req_header().method.is_idempotent() && session.is_body_empty() && ctx.status.is_none();
+        if repeatable {
+            // A pooled connection that the endpoint closed in the meantime, and only that.
+            error.retry.decide_reuse(reused);
+        } else {
+            error.set_retry(false);
+        }
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let (Some(connection), Some(route)) = (&ctx.connection, &ctx.route) else { return Ok(()) };
+        for name in [ARM, SHADOW, header::FORWARDED] {
+            request.remove_header(&name);
+        }
+        request.insert_header("x-forwarded-for", connection.client.ip().to_canonical().to_string())?;
+        request.insert_header("x-forwarded-proto", if connection.tls { "https" } else { "http" })?;
+        match authority(session.req_header()) {
+            Some(authority) => request.insert_header("x-forwarded-host", authority)?,
+            None => {
+                request.remove_header("x-forwarded-host");
+            }
+        }
+        if let (Some(mirror), Some(arm), false) = (&route.mirror, ctx.exchange.as_ref().map(Exchange::arm), ctx.copied) {
+            ctx.copied = true;
+            ctx.tap = mirror.offer(route, arm, ctx.key.as_deref(), request, session.is_body_empty());
+        }
+        Ok(())
+    }
+
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        ctx.status = Some(response.status);
+        ctx.latency_us = ctx.started.map(|started| started.elapsed().as_micros() as u64);
+        ctx.grpc_status = grpc_status(&response.headers);
+        if let Some(connection) = &ctx.connection {
+            connection.answered.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        ctx.tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if ctx.tunnel {
+            // How long the tunnel lives, and who ends it, says nothing about the arm.
+            if let Some(exchange) = &mut ctx.exchange {
+                exchange.judge(Outcome::Ok, ctx.latency_us);
+            }
+        } else {
+            strip_hop_by_hop(response);
+        }
+        if let (Some(route), Some(arm)) = (&ctx.route, ctx.exchange.as_ref().map(Exchange::arm))
+            && route.settings.expose_arm
+        {
+            response.insert_header(ARM, arm.as_str())?;
+        }
+        if let Some(tap) = &mut ctx.tap {
+            tap.answered(response.status, ctx.latency_us.unwrap_or_default());
+        }
+        if *self.draining.borrow() {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        if let (Some(tap), Some(body)) = (&mut ctx.tap, body) {
+            tap.body(body);
+        }
+        Ok(None)
+    }
+
+    fn upstream_response_trailer_filter(&self, _: &mut Session, trailers: &mut HeaderMap, ctx: &mut Ctx) -> Result<()> {
+        ctx.grpc_status = grpc_status(trailers).or(ctx.grpc_status);
+        Ok(())
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let (outcome, status, text) = verdict(error);
+        if let Some(exchange) = &mut ctx.exchange
+            && (outcome != Outcome::ClientGone || ctx.status.is_none())
+        {
+            exchange.judge(outcome, None);
+        }
+        let status = status.filter(|_| session.response_written().is_none_or(|written| written.status.is_informational()));
+        if let Some(status) = status
+            && let Err(error) = respond(session, status, text).await
+        {
+            tracing::debug!(%error, "The client did not take our answer");
+        }
+        FailToProxy { error_code: status.map_or(0, |status| status.as_u16()), can_reuse_downstream: false }
+    }
+
+    /// Stage 7.
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
+        if let Some(exchange) = &mut ctx.exchange {
+            if let Some(status) = ctx.status {
+                exchange.judge(answered(status, ctx.grpc_status), ctx.latency_us);
+            }
+            exchange.add_bytes(bytes_in, bytes_out);
+        }
+        if let Some(tap) = ctx.tap.take() {
+            tap.finish(error.is_none());
+        }
+        if self.access_log {
+            let request = session.req_header();
+            tracing::info!(
+                target: "access",
+                route = ctx.route.as_ref().map(|route| route.settings.name.as_str()),
+                arm = ctx.arm().map(Arm::as_str),
+                endpoint = ctx.lease.as_ref().map(|lease| tracing::field::display(lease.address())),
+                client = ctx.connection.as_ref().map(|connection| tracing::field::display(connection.client.ip())),
+                method = %request.method,
+                // Without its query, which may carry secrets.
+                path = request.uri.path(),
+                status = session.response_written().map(|response| response.status.as_u16()),
+                latency_us = ctx.latency_us,
+                bytes_in,
+                bytes_out,
+                error = error.map(|error| error.etype().as_str()),
+                "http"
+            );
+        }
+    }
+
+    // Every failure is counted, and logged with its route where that is wanted; a line each would flood the log just
+    // when somebody reads it.
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}
+
+/// The name a request is for, lower case, without port.
+fn host(request: &RequestHeader) -> String {
+    let authority = authority(request).unwrap_or_default();
+    let host = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => authority,
+    };
+    host.to_ascii_lowercase()
+}
+
+fn authority(request: &RequestHeader) -> Option<&str> {
+    let from_target = request.uri.authority().map(|authority| authority.as_str());
+    from_target.or_else(|| request.headers.get(header::HOST)?.to_str().ok())
+}
+
+fn wanted_arm(headers: &HeaderMap) -> Option<Arm> {
+    let wanted = headers.get(ARM)?.as_bytes();
+    Arm::BOTH.into_iter().find(|arm| arm.as_str().as_bytes().eq_ignore_ascii_case(wanted))
+}
+
+fn peer(route: &Route, upstream: &ArmUpstream, address: SocketAddr, session: &Session) -> HttpPeer {
+    let timeouts = &route.settings.timeouts;
+    let grpc = is_grpc(session);
+    let alpn = match (upstream.http_version, &upstream.tls) {
+        (HttpVersion::Http1, _) => ALPN::H1,
+        (HttpVersion::Http2, _) => ALPN::H2,
+        (HttpVersion::Auto, Some(_)) if session.is_upgrade_req() => ALPN::H1,
+        (HttpVersion::Auto, Some(_)) if grpc => ALPN::H2,
+        (HttpVersion::Auto, Some(_)) => ALPN::H2H1,
+        // In clear there is nothing to negotiate with; gRPC is always HTTP/2.
+        (HttpVersion::Auto, None) if grpc => ALPN::H2,
+        (HttpVersion::Auto, None) => ALPN::H1,
+    };
+    let server_name = upstream.tls.as_ref().map(|tls| tls.server_name.clone());
+    let mut peer = HttpPeer::new(address, server_name.is_some(), server_name.unwrap_or_default());
+    if let Some(tls) = &upstream.tls {
+        peer.options.ca = tls.engine_roots();
+        // Connections that were verified against other roots are none of ours.
+        peer.group_key = tls.roots_id();
+    }
+    peer.options.alpn = alpn;
+    peer.options.max_h2_streams = MAX_UPSTREAM_STREAMS;
+    peer.options.connection_timeout = Some(timeouts.connect);
+    peer.options.total_connection_timeout = Some(timeouts.connect);
+    peer.options.write_timeout = Some(timeouts.write);
+    peer.options.idle_timeout = Some(POOL_IDLE);
+    // The engine has one patience for the header and for each read after it. Where silence is normal it is the long one.
+    let silent = grpc || session.is_upgrade_req() || wants_events(session.req_header());
+    peer.options.read_timeout = Some(if silent { timeouts.idle } else { timeouts.response_header });
+    peer
+}
+
+/// How long an unused connection to an endpoint is kept. Below what servers commonly allow (nginx: 75 s), so that it is
+/// rarely the endpoint that closes first.
+const POOL_IDLE: Duration = Duration::from_secs(55);
+
+fn wants_events(request: &RequestHeader) -> bool {
+    let accept = request.headers.get(header::ACCEPT);
+    accept.is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// RFC 9110 section 7.6.1: what `Connection` names, and what is always for one hop.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    let nominated: Vec<HeaderName> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        // `close` is a token, and framing is the engine's business.
+        .filter(|name| *name != header::CONNECTION && *name != header::TRANSFER_ENCODING && *name != header::CONTENT_LENGTH)
+        .collect();
+    for name in &nominated {
+        response.remove_header(name);
+    }
+    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "upgrade"] {
+        response.remove_header(name);
+    }
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// How an answer counts for its arm. gRPC: unknown, deadline exceeded, unimplemented, internal, unavailable and data
+/// loss are the server's, the others the caller's.
+fn answered(status: StatusCode, grpc_status: Option<u16>) -> Outcome {
+    match grpc_status {
+        None | Some(0) if status.is_server_error() => Outcome::Refused,
+        None | Some(0) if status.is_client_error() => Outcome::Declined,
+        None | Some(0) => Outcome::Ok,
+        Some(2 | 4 | 12 | 13 | 14 | 15) => Outcome::Refused,
+        Some(_) => Outcome::Declined,
+    }
+}
+
+/// What an error says about the arm, and what the client is told, if it can be.
+fn verdict(error: &Error) -> (Outcome, Option<StatusCode>, &'static str) {
+    use ErrorType::{
+        BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, HTTPStatus, HandshakeError,
+        InvalidCert, InvalidHTTPHeader, ReadTimedout, SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
+        WriteTimedout,
+    };
+    match (error.esource(), error.etype()) {
+        (_, HTTPStatus(503)) => {
+            (Outcome::Unreachable, Some(StatusCode::SERVICE_UNAVAILABLE), "no endpoint could be reached")
+        }
+        (
+            ErrorSource::Upstream,
+            BindError | ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout | HandshakeError | InvalidCert
+            | SocketError | TLSHandshakeFailure | TLSHandshakeTimedout,
+        ) => (Outcome::Unreachable, Some(StatusCode::SERVICE_UNAVAILABLE), "no endpoint could be reached"),
+        (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => {
+            (Outcome::Timeout, Some(StatusCode::GATEWAY_TIMEOUT), "the endpoint did not answer in time")
+        }
+        (ErrorSource::Upstream, _) => {
+            (Outcome::Broken, Some(StatusCode::BAD_GATEWAY), "the endpoint's answer was not whole or made no sense")
+        }
+        (ErrorSource::Downstream, ReadTimedout) => {
+            (Outcome::ClientGone, Some(StatusCode::REQUEST_TIMEOUT), "the request's body did not come in time")
+        }
+        (ErrorSource::Downstream, InvalidHTTPHeader) => {
+            (Outcome::ClientGone, Some(StatusCode::BAD_REQUEST), "the request makes no sense")
+        }
+        (ErrorSource::Downstream, _) => (Outcome::ClientGone, None, ""),
+        (ErrorSource::Internal | ErrorSource::Unset, _) => {
+            (Outcome::ClientGone, Some(StatusCode::INTERNAL_SERVER_ERROR), "the proxy failed to carry this request")
+        }
+    }
+}

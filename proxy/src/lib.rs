@@ -1,0 +1,31 @@
+//! Crossfade's data plane, and the program around it.
+//!
+//! The way of a connection, a module a stage, in the order data meets them:
+//! [`listen`] accepted → [`key`] extracted → [`split`] decided → [`upstream`] connected → [`forward`] bytes moved →
+//! [`mirror`] tapped → [`telemetry`] recorded. [`http`], [`mqtt`] and [`tcp`] call the stages for their protocol;
+//! [`wire`] parses what a peer sends first.
+//!
+//! All of them see one [`live`] snapshot from start to end. [`plane`] holds it and is what the control plane changes.
+
+mod listen;
+pub mod key;
+pub mod split;
+mod upstream;
+mod forward;
+mod mirror;
+mod telemetry;
+
+mod http;
+mod mqtt;
+mod tcp;
+mod tls;
+mod transport;
+pub mod wire;
+
+mod live;
+mod plane;
+mod worker;
+
+mod server;
+
+pub mod cli;

@@ -1,0 +1,153 @@
+//! Stage 1: accepts connections, ends TLS, and hands each to its protocol. One loop a listener and worker.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use config::Protocol;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{self, Duration, Instant},
+};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    http::Engine,
+    live::{Listener, Live},
+    mqtt,
+    plane::Plane,
+    tcp,
+    transport::Transport,
+};
+
+/// What one worker's connections share.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    pub(crate) plane: Arc<Plane>,
+    pub(crate) engine: Arc<Engine>,
+    /// Cancelled when the process is to stop: accept nothing more, finish what is open.
+    pub(crate) drain: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) max_connections: usize,
+    pub(crate) access_log: bool,
+}
+
+/// A client's connection from accept to end.
+pub(crate) struct Accepted {
+    pub(crate) transport: Transport,
+    pub(crate) client: SocketAddr,
+    /// Index into [`Live::listeners`].
+    pub(crate) listener: usize,
+    /// As of when the connection was accepted.
+    pub(crate) live: Arc<Live>,
+}
+
+impl Accepted {
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.live.listeners[self.listener]
+    }
+}
+
+/// Accepts until the process drains, then what is already waiting in the backlog, then no more.
+pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol, worker: Worker) {
+    let mut trouble = Trouble::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = worker.drain.cancelled() => break,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, client)) => spawn(tcp, client, index, protocol, &worker),
+            Err(error) => trouble.wait_out(&error, &worker).await,
+        }
+    }
+    // Clients in the backlog are connected as far as they know: dropping them would reset them.
+    while let Ok(Ok((tcp, client))) = time::timeout(Duration::ZERO, socket.accept()).await {
+        spawn(tcp, client, index, protocol, &worker);
+    }
+}
+
+/// Out of descriptors or memory: nothing can be accepted until something is closed. Waiting a little keeps the worker
+/// for the connections it has.
+#[derive(Default)]
+struct Trouble {
+    last_logged: Option<Instant>,
+}
+
+impl Trouble {
+    async fn wait_out(&mut self, error: &io::Error, worker: &Worker) {
+        // The client went away between its SYN and our accept: its affair alone.
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            return;
+        }
+        worker.plane.rejections.count("accept_failed");
+        let now = Instant::now();
+        if self.last_logged.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1)) {
+            self.last_logged = Some(now);
+            tracing::error!(%error, "Cannot accept; raise the limit of open files (ulimit -n) or lower the load");
+        }
+        time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn spawn(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, worker: &Worker) {
+    let open = OpenConnection::count(&worker.plane);
+    if worker.plane.connections.load(Ordering::Relaxed) > worker.max_connections {
+        worker.plane.rejections.count("max_connections");
+        return;
+    }
+    let serving = serve(tcp, client, index, protocol, worker.clone());
+    worker.tasks.spawn(async move {
+        serving.await;
+        drop(open);
+    });
+}
+
+/// Counts a connection for as long as it lives.
+struct OpenConnection(Arc<Plane>);
+
+impl OpenConnection {
+    fn count(plane: &Arc<Plane>) -> Self {
+        plane.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(plane))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, worker: Worker) {
+    // Small answers must not wait for the acknowledgement of earlier ones.
+    if tcp.set_nodelay(true).is_err() {
+        return;
+    }
+    let live = worker.plane.live();
+    let listener = &live.listeners[index];
+    let transport = match &listener.tls {
+        None => Transport::Plain(tcp),
+        Some(config) => {
+            let handshake = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
+            match time::timeout(listener.first.settings.timeouts.request_header, handshake).await {
+                Ok(Ok(stream)) => Transport::Tls(Box::new(TlsStream::Server(stream))),
+                Ok(Err(error)) => {
+                    tracing::debug!(%client, %error, "TLS handshake failed");
+                    return worker.plane.rejections.count("tls_handshake");
+                }
+                Err(_) => return worker.plane.rejections.count("tls_handshake_timeout"),
+            }
+        }
+    };
+    let accepted = Accepted { transport, client, listener: index, live };
+    match protocol {
+        Protocol::Http => worker.engine.clone().serve(accepted, worker).await,
+        Protocol::Mqtt => mqtt::serve(accepted, &worker).await,
+        Protocol::Tcp => tcp::serve(accepted, &worker).await,
+    }
+}

@@ -1,0 +1,286 @@
+//! What a connection or request sees from start to end: all routes with their splits, immutable.
+//!
+//! There is one [`arc_swap::ArcSwap`] of it, in [`crate::plane::Plane`]. Whatever changes (a split, the configuration,
+//! an address behind a name, a certificate) makes a new `Live`; what is under way keeps the one it started with.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use admin_api::{InstallError, RouteState};
+use config::{Arm, Config, Protocol, Split};
+
+use crate::{
+    mirror::{Mirror, MirrorThread},
+    split::Salt,
+    telemetry::Meter,
+    tls,
+    upstream::{self, ArmUpstream, Endpoint, UpstreamTls},
+};
+
+/// All routes, by listener.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    /// In the order of [`sockets_of`]. Fixed from start to end of the process.
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) routes: BTreeMap<String, Arc<Route>>,
+}
+
+/// The routes of one socket.
+#[derive(Clone, Debug)]
+pub(crate) struct Listener {
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    /// The settings that hold before a route is known: those of the listener's first route.
+    pub(crate) first: Arc<Route>,
+    by_host: HashMap<String, Vec<Arc<Route>>>,
+    any_host: Vec<Arc<Route>>,
+}
+
+/// One route with its split and all that serves it.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) settings: Arc<config::Route>,
+    pub(crate) state: RouteState,
+    pub(crate) salt: Salt,
+    pub(crate) blue: Arc<ArmUpstream>,
+    pub(crate) green: Arc<ArmUpstream>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) mirror: Option<Arc<Mirror>>,
+}
+
+impl Route {
+    pub(crate) fn split(&self) -> Split {
+        self.state.split
+    }
+
+    pub(crate) fn upstream(&self, arm: Arm) -> &Arc<ArmUpstream> {
+        match arm {
+            Arm::Blue => &self.blue,
+            Arm::Green => &self.green,
+        }
+    }
+
+    /// The arm of a caller. `key`: `None` when it has none, which is counted and decided by the route's `keyless`.
+    pub(crate) fn arm_of(&self, key: Option<&[u8]>) -> Arm {
+        let bucket = match (key, self.settings.keyless) {
+            (Some(key), _) => crate::split::bucket(self.salt, key),
+            (None, keyless) => {
+                self.meter.keyless();
+                match keyless {
+                    config::Keyless::Blue => return Arm::Blue,
+                    config::Keyless::Random => fastrand::u16(..config::BUCKETS),
+                }
+            }
+        };
+        self.split().arm(bucket)
+    }
+}
+
+impl Listener {
+    /// The route of a request: the longest path prefix among those of its host, else among those of any host.
+    /// `host`: lower case, without port.
+    pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
+        let longest = |routes: &'_ [Arc<Route>]| routes.iter().position(|route| covers(&route.settings.matching.path, path));
+        if let Some(routes) = self.by_host.get(host)
+            && let Some(index) = longest(routes)
+        {
+            return Some(&routes[index]);
+        }
+        longest(&self.any_host).map(|index| &self.any_host[index])
+    }
+}
+
+/// Is `prefix` a prefix of `path` that ends at a segment's end?
+fn covers(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A socket to listen on.
+pub(crate) struct Socket {
+    pub(crate) address: SocketAddr,
+    pub(crate) protocol: Protocol,
+    /// Indexes into the configuration's routes; never empty.
+    routes: Vec<usize>,
+}
+
+/// Where to listen, in the order of the configuration. HTTP routes with the same address share a socket; the others
+/// have one each, also when all of them leave the port to the system.
+pub(crate) fn sockets_of(config: &Config) -> Vec<Socket> {
+    let mut sockets: Vec<Socket> = Vec::new();
+    for (index, route) in config.routes.iter().enumerate() {
+        let shared = |socket: &&mut Socket| route.protocol == Protocol::Http && socket.address == route.listen;
+        match sockets.iter_mut().find(shared) {
+            Some(socket) => socket.routes.push(index),
+            None => {
+                sockets.push(Socket { address: route.listen, protocol: route.protocol, routes: vec![index] });
+            }
+        }
+    }
+    sockets
+}
+
+/// Addresses behind the names of endpoints.
+pub(crate) type Addresses = HashMap<String, Vec<IpAddr>>;
+
+/// What a new `Live` is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) states: &'a BTreeMap<String, RouteState>,
+    pub(crate) addresses: &'a Addresses,
+    /// Its meters, mirrors and endpoints go on where the settings are the same.
+    pub(crate) previous: &'a Live,
+    pub(crate) workers: usize,
+    pub(crate) mirror_thread: &'a MirrorThread,
+}
+
+/// Builds the whole anew. Opens certificate files. Starts the checks of new endpoints, so it must be called within a
+/// runtime. Errors: every fault, one a line; nothing has been started.
+pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
+    let mut faults = Vec::new();
+    let mut routes = BTreeMap::new();
+    let mut started = Vec::new();
+    for (index, settings) in parts.config.routes.iter().enumerate() {
+        match build_route(settings, parts, &mut started) {
+            Ok(route) => {
+                routes.insert(settings.name.clone(), Arc::new(route));
+            }
+            Err(fault) => faults.push(format!("route[{index}].{fault}")),
+        }
+    }
+    let listeners = if faults.is_empty() { listeners(parts.config, &routes, &mut faults) } else { Vec::new() };
+    if !faults.is_empty() {
+        return Err(InstallError(faults.join("\n")));
+    }
+    for (endpoint, host, tls) in started {
+        upstream::watch(&endpoint, host, tls);
+    }
+    Ok(Live { listeners, routes })
+}
+
+type Started = Vec<(Arc<Endpoint>, String, Option<Arc<UpstreamTls>>)>;
+
+fn build_route(settings: &config::Route, parts: &Parts<'_>, started: &mut Started) -> Result<Route, String> {
+    let previous = parts.previous.routes.get(&settings.name);
+    let arm = |arm: Arm, started: &mut Started| -> Result<Arc<ArmUpstream>, String> {
+        let wanted = settings.arm(arm);
+        let tls = match &wanted.tls {
+            Some(tls) => Some(UpstreamTls::load(tls).map_err(|fault| format!("{arm}.tls: {fault}"))?),
+            None => None,
+        };
+        let known = previous.map_or(&[][..], |previous| &previous.upstream(arm).endpoints);
+        let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
+        for endpoint in &wanted.endpoints {
+            for address in addresses_of(endpoint, parts.addresses) {
+                if endpoints.iter().any(|known| known.address == address) {
+                    continue;
+                }
+                let same = known.iter().find(|known| known.address == address && known.health == settings.health);
+                endpoints.push(same.map_or_else(
+                    || {
+                        let new = Endpoint::new(address, settings.health.clone(), parts.workers);
+                        started.push((Arc::clone(&new), endpoint.to_string(), tls.clone()));
+                        new
+                    },
+                    Arc::clone,
+                ));
+            }
+        }
+        Ok(Arc::new(ArmUpstream { arm, endpoints, tls, http_version: wanted.http_version }))
+    };
+    let (blue, green) = (arm(Arm::Blue, started)?, arm(Arm::Green, started)?);
+    let mirror = settings.mirror.map(|mirror| {
+        let previous = previous.and_then(|previous| previous.mirror.as_deref());
+        Mirror::new(previous, &settings.name, mirror, [&blue, &green], parts.workers, parts.mirror_thread)
+    });
+    Ok(Route {
+        blue,
+        green,
+        state: parts.states.get(&settings.name).copied().unwrap_or_default(),
+        salt: Salt::split(&settings.name),
+        meter: previous.map_or_else(|| Meter::new(parts.workers), |previous| Arc::clone(&previous.meter)),
+        mirror,
+        settings: Arc::new(settings.clone()),
+    })
+}
+
+fn addresses_of(endpoint: &config::Endpoint, addresses: &Addresses) -> Vec<SocketAddr> {
+    match endpoint.host.parse::<IpAddr>() {
+        Ok(address) => vec![SocketAddr::new(address, endpoint.port)],
+        Err(_) => addresses
+            .get(&endpoint.host)
+            .map(|found| found.iter().map(|address| SocketAddr::new(*address, endpoint.port)).collect())
+            .unwrap_or_default(),
+    }
+}
+
+fn listeners(config: &Config, routes: &BTreeMap<String, Arc<Route>>, faults: &mut Vec<String>) -> Vec<Listener> {
+    let mut listeners = Vec::new();
+    for socket in sockets_of(config) {
+        let mut here: Vec<&Arc<Route>> =
+            socket.routes.iter().filter_map(|index| routes.get(&config.routes[*index].name)).collect();
+        let Some(first) = here.first().map(|route| Arc::clone(route)) else { continue };
+        let tls = match tls::server_config(socket.protocol, here.iter().map(|route| &*route.settings)) {
+            Ok(tls) => tls,
+            Err(fault) => {
+                faults.push(fault);
+                continue;
+            }
+        };
+        here.sort_by_key(|route| std::cmp::Reverse(route.settings.matching.path.len()));
+        let mut listener = Listener { tls, first, by_host: HashMap::new(), any_host: Vec::new() };
+        for route in here {
+            match &route.settings.matching.host {
+                Some(host) => listener.by_host.entry(host.clone()).or_default().push(Arc::clone(route)),
+                None => listener.any_host.push(Arc::clone(route)),
+            }
+        }
+        listeners.push(listener);
+    }
+    listeners
+}
+
+impl Live {
+    /// The same but for one route's state. A route that is not there changes nothing.
+    pub(crate) fn with_state(&self, name: &str, state: RouteState) -> Self {
+        let Some(old) = self.routes.get(name) else {
+            return Self { listeners: self.listeners.clone(), routes: self.routes.clone() };
+        };
+        let new = Arc::new(Route { state, ..Route::clone(old) });
+        let exchange = |route: &mut Arc<Route>| {
+            if Arc::ptr_eq(route, old) {
+                *route = Arc::clone(&new);
+            }
+        };
+        let mut listeners = self.listeners.clone();
+        for listener in &mut listeners {
+            exchange(&mut listener.first);
+            listener.any_host.iter_mut().chain(listener.by_host.values_mut().flatten()).for_each(exchange);
+        }
+        let mut routes = self.routes.clone();
+        routes.insert(name.to_owned(), new);
+        Self { listeners, routes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_prefix_ends_at_the_end_of_a_segment() {
+        for (prefix, path, expected) in [
+            ("/", "/", true),
+            ("/", "/anything", true),
+            ("/api", "/api", true),
+            ("/api", "/api/x", true),
+            ("/api", "/apis", false),
+            ("/api/", "/api/x", true),
+            ("/api/", "/api", false),
+            ("/api", "*", false),
+        ] {
+            assert_eq!(covers(prefix, path), expected, "{prefix} of {path}");
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! Stage 6: copies requests of a sample of keys to the other arm and compares the answers.
+//!
+//! Copies live on a thread of their own. The request that is copied never waits for one and never learns of it: it only
+//! leaves its answer's status, latency and hash behind. What does not fit in is dropped and counted.
+
+use std::{sync::Arc, thread};
+
+use admin_api::MirrorObservation;
+use config::{Arm, HttpVersion};
+use hdrhistogram::Histogram;
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use parking_lot::Mutex;
+use pingora::http::RequestHeader;
+use rustls::pki_types::ServerName;
+use tokio::{
+    runtime,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{self, Duration, Instant},
+};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    live::Route,
+    split::{Salt, bucket},
+    upstream::ArmUpstream,
+    worker::PerWorker,
+};
+
+/// The thread that all copies run on.
+#[derive(Clone, Debug)]
+pub(crate) struct MirrorThread(runtime::Handle);
+
+impl MirrorThread {
+    /// Starts it. It ends with the process.
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        thread::Builder::new()
+            .name("mirror".to_owned())
+            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(Self(handle))
+    }
+}
+
+type CopyClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// A route's mirror: its settings, what is under way and what came of it.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    settings: config::Mirror,
+    salt: Salt,
+    permits: Arc<Semaphore>,
+    meter: Arc<Meter>,
+    clients: [CopyClient; 2],
+    thread: MirrorThread,
+}
+
+/// Counts, each worker for itself; the copies' thread has a shard of its own.
+#[derive(Debug)]
+struct Meter(PerWorker<Mutex<MirrorObservation>>);
+
+impl Meter {
+    fn count(&self, change: impl FnOnce(&mut MirrorObservation)) {
+        change(&mut self.0.local().lock());
+    }
+}
+
+impl Mirror {
+    /// `previous`: the same route's before a reload, whose counts go on.
+    pub(crate) fn new(
+        previous: Option<&Self>,
+        name: &str,
+        settings: config::Mirror,
+        arms: [&ArmUpstream; 2],
+        workers: usize,
+        thread: &MirrorThread,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            salt: Salt::mirror(name),
+            permits: Arc::new(Semaphore::new(settings.max_in_flight)),
+            meter: previous.map_or_else(|| Arc::new(Meter(PerWorker::new(workers))), |p| Arc::clone(&p.meter)),
+            clients: arms.map(client),
+            thread: thread.clone(),
+        })
+    }
+
+    /// Copies a request if its method is safe, its key is in the sample and there is room. `request`: as the primary
+    /// arm is sent it. The tap then watches the primary's answer.
+    pub(crate) fn offer(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        primary: Arm,
+        key: Option<&[u8]>,
+        request: &RequestHeader,
+        without_body: bool,
+    ) -> Option<Tap> {
+        if !matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+            return None;
+        }
+        let sampled = match key {
+            Some(key) => bucket(self.salt, key) < self.settings.sample.buckets(),
+            None => fastrand::u16(..config::BUCKETS) < self.settings.sample.buckets(),
+        };
+        let dropped = |reason| self.meter.count(|seen| *seen.dropped.entry(reason).or_default() += 1);
+        self.meter.count(|seen| {
+            seen.offered += 1;
+            seen.unsampled += u64::from(!sampled);
+        });
+        if !sampled {
+            return None;
+        }
+        if let Some(reason) = incomparable(request, without_body) {
+            dropped(reason);
+            return None;
+        }
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            dropped("in_flight");
+            return None;
+        };
+        let (sender, receiver) = oneshot::channel();
+        let copy = Copy {
+            mirror: Arc::clone(self),
+            route: Arc::clone(route),
+            to: primary.other(),
+            request: self.copy_of(request),
+            primary: receiver,
+            _permit: permit,
+        };
+        self.thread.0.spawn(copy.run());
+        Some(Tap { sender, status: None, latency_us: 0, body: BodyHash::new(self.settings.max_body) })
+    }
+
+    fn copy_of(&self, request: &RequestHeader) -> Request<Empty<Bytes>> {
+        let mut copy = Request::new(Empty::new());
+        *copy.method_mut() = request.method.clone();
+        *copy.uri_mut() = request.uri.clone();
+        *copy.headers_mut() = request.headers.clone();
+        let headers = copy.headers_mut();
+        if !headers.contains_key(header::HOST)
+            && let Some(host) = request.uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok())
+        {
+            headers.insert(header::HOST, host);
+        }
+        headers.remove(header::CONNECTION);
+        headers.insert("x-shadow", HeaderValue::from_static("crossfade"));
+        copy
+    }
+
+    pub(crate) fn observe(&self) -> MirrorObservation {
+        let mut total = MirrorObservation::default();
+        for shard in self.meter.0.iter() {
+            total.add(&shard.lock());
+        }
+        total
+    }
+}
+
+/// Why a request cannot be compared: what is only for one side's state, or no plain answer.
+fn incomparable(request: &RequestHeader, without_body: bool) -> Option<&'static str> {
+    if !without_body {
+        return Some("body");
+    }
+    [
+        (header::UPGRADE, "upgrade"),
+        (header::RANGE, "range"),
+        (header::IF_NONE_MATCH, "conditional"),
+        (header::IF_MODIFIED_SINCE, "conditional"),
+        (header::IF_MATCH, "conditional"),
+        (header::IF_UNMODIFIED_SINCE, "conditional"),
+    ]
+    .into_iter()
+    .find_map(|(name, reason)| request.headers.contains_key(name).then_some(reason))
+}
+
+fn client(arm: &ArmUpstream) -> CopyClient {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(Duration::from_secs(2)));
+    let tls = match &arm.tls {
+        Some(tls) => tls.client(),
+        // Never used: the URIs of an arm without TLS say `http`.
+        None => rustls::ClientConfig::builder()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth(),
+    };
+    let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    let name = arm.tls.as_ref().and_then(|tls| ServerName::try_from(tls.server_name.clone()).ok());
+    let builder = match name {
+        Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+        None => builder,
+    };
+    let connector = match arm.http_version {
+        HttpVersion::Http2 => builder.enable_http2().wrap_connector(http),
+        HttpVersion::Http1 => builder.enable_http1().wrap_connector(http),
+        HttpVersion::Auto => builder.enable_http1().enable_http2().wrap_connector(http),
+    };
+    Client::builder(TokioExecutor::new())
+        .http2_only(arm.http_version == HttpVersion::Http2)
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(30))
+        .retry_canceled_requests(false)
+        .build(connector)
+}
+
+/// What one side answered.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    latency_us: u64,
+    /// `None`: longer than is compared, or not whole.
+    body: Option<u128>,
+}
+
+/// Watches the primary's answer for one copied request.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    sender: oneshot::Sender<Answer>,
+    status: Option<StatusCode>,
+    latency_us: u64,
+    body: BodyHash,
+}
+
+impl Tap {
+    pub(crate) fn answered(&mut self, status: StatusCode, latency_us: u64) {
+        self.status = Some(status);
+        self.latency_us = latency_us;
+    }
+
+    pub(crate) fn body(&mut self, bytes: &[u8]) {
+        self.body.update(bytes);
+    }
+
+    /// The primary's exchange is over. `well`: without an error.
+    pub(crate) fn finish(self, well: bool) {
+        let Some(status) = self.status.filter(|_| well) else { return };
+        // The copy may have given up by now.
+        let _ = self.sender.send(Answer { status, latency_us: self.latency_us, body: self.body.finish() });
+    }
+}
+
+/// Hashes a body as it passes, up to a length.
+struct BodyHash {
+    hasher: Box<Xxh3>,
+    left: Option<usize>,
+}
+
+impl std::fmt::Debug for BodyHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BodyHash").field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+impl BodyHash {
+    fn new(limit: usize) -> Self {
+        Self { hasher: Box::default(), left: Some(limit) }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.left = self.left.and_then(|left| left.checked_sub(bytes.len()));
+        if self.left.is_some() {
+            self.hasher.update(bytes);
+        }
+    }
+
+    fn finish(self) -> Option<u128> {
+        self.left.map(|_| self.hasher.digest128())
+    }
+}
+
+/// One copy from its start to its comparison.
+struct Copy {
+    mirror: Arc<Mirror>,
+    route: Arc<Route>,
+    to: Arm,
+    request: Request<Empty<Bytes>>,
+    primary: oneshot::Receiver<Answer>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Copy {
+    async fn run(self) {
+        let meter = Arc::clone(&self.mirror.meter);
+        let deadline = Instant::now() + self.mirror.settings.timeout;
+        let to = self.to;
+        let outcome = time::timeout_at(deadline, self.both()).await;
+        meter.count(|seen| match outcome {
+            Err(_) => *seen.failed.entry("timeout").or_default() += 1,
+            Ok(Err(reason)) => *seen.failed.entry(reason).or_default() += 1,
+            Ok(Ok((primary, copy))) => compare(seen, to, &primary, &copy),
+        });
+    }
+
+    async fn both(self) -> Result<(Answer, Answer), &'static str> {
+        let copy = self.mirror.send(&self.route, self.to, self.request).await?;
+        let primary = self.primary.await.map_err(|_| "primary_failed")?;
+        Ok((primary, copy))
+    }
+}
+
+impl Mirror {
+    async fn send(&self, route: &Route, to: Arm, mut request: Request<Empty<Bytes>>) -> Result<Answer, &'static str> {
+        let upstream = route.upstream(to);
+        let lease = upstream.choose(&[]).ok_or("unreachable")?;
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let scheme = if upstream.tls.is_some() { "https" } else { "http" };
+        *request.uri_mut() =
+            Uri::try_from(format!("{scheme}://{}{target}", lease.address())).map_err(|_| "bad_target")?;
+        let started = Instant::now();
+        let response = self.clients[to as usize].request(request).await.map_err(|error| {
+            if error.is_connect() { "unreachable" } else { "broken" }
+        })?;
+        let latency_us = started.elapsed().as_micros() as u64;
+        let status = response.status();
+        let body = hash_body(response.into_body(), self.settings.max_body).await?;
+        Ok(Answer { status, latency_us, body })
+    }
+}
+
+/// Reads no further than is compared: a body without end costs no more than a long one.
+async fn hash_body(mut body: Incoming, limit: usize) -> Result<Option<u128>, &'static str> {
+    let mut hash = BodyHash::new(limit);
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(|_| "broken")?.into_data() {
+            hash.update(&data);
+        }
+        if hash.left.is_none() {
+            break;
+        }
+    }
+    Ok(hash.finish())
+}
+
+fn compare(seen: &mut MirrorObservation, copy_to: Arm, primary: &Answer, copy: &Answer) {
+    seen.paired += 1;
+    if primary.status.as_u16() / 100 == copy.status.as_u16() / 100 {
+        seen.status_class_equal += 1;
+    } else {
+        seen.status_class_differs += 1;
+    }
+    match (primary.body, copy.body) {
+        (Some(primary), Some(copy)) if primary == copy => seen.body_equal += 1,
+        (Some(_), Some(_)) => seen.body_differs += 1,
+        _ => seen.body_not_compared += 1,
+    }
+    for (arm, answer) in [(copy_to.other(), primary), (copy_to, copy)] {
+        let latencies = match arm {
+            Arm::Blue => &mut seen.blue_latency_us,
+            Arm::Green => &mut seen.green_latency_us,
+        };
+        let latencies = latencies.get_or_insert_with(|| Histogram::new(2).expect("two digits are valid"));
+        let _ = latencies.record(answer.latency_us.min(admin_api::LATENCY_MAX_US));
+    }
+}

@@ -1,0 +1,183 @@
+//! MQTT routes: the CONNECT decides the arm and is forwarded verbatim, the CONNACK is read on its way back, and all
+//! other bytes pass untouched.
+
+use std::{cell::RefCell, net::IpAddr};
+
+use admin_api::Outcome;
+use bytes::BytesMut;
+use config::KeySource;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{self, Instant},
+};
+
+use crate::{
+    forward::{Moved, Patience, relay},
+    key,
+    listen::{Accepted, Worker},
+    live::Route,
+    telemetry::Exchange,
+    transport::Transport,
+    upstream,
+    wire::mqtt::{
+        Connack, Connect, MAX_CONNECT, Parsed, Version, connack_is_broker_fault, parse_connack, parse_connect,
+        server_unavailable,
+    },
+};
+
+pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
+    let route = accepted.listener().first.clone();
+    let Accepted { mut transport, client, .. } = accepted;
+    let mut first_bytes = BytesMut::new();
+    let reading = read_connect(&route, &mut transport, client.ip(), &mut first_bytes);
+    let greeting = match time::timeout(route.settings.timeouts.request_header, reading).await {
+        Ok(Ok(greeting)) => greeting,
+        Ok(Err(refused)) => {
+            route.meter.reject(refused.reason);
+            return transport.close_with(refused.answer).await;
+        }
+        Err(_) => return route.meter.reject("connect_timeout"),
+    };
+    let mut exchange = route.meter.dispatch(route.arm_of(greeting.key.as_deref()));
+    let started = Instant::now();
+    let Some(mut connected) = upstream::connect(&route, &mut exchange).await else {
+        exchange.judge(Outcome::Unreachable, None);
+        return transport.close_with(server_unavailable(greeting.version)).await;
+    };
+    let sent = first_bytes.len() as u64;
+    let timeouts = &route.settings.timeouts;
+    if !matches!(time::timeout(timeouts.write, connected.upstream.write_all_buf(&mut first_bytes)).await, Ok(Ok(()))) {
+        exchange.judge(Outcome::Broken, None);
+        return transport.close_with(server_unavailable(greeting.version)).await;
+    }
+    let moved = carry(&route, &mut transport, &mut connected.upstream, &mut exchange, greeting.version, started).await;
+    let Some(moved) = moved else { return transport.close_with(server_unavailable(greeting.version)).await };
+    exchange.add_bytes(sent + moved.up, moved.down);
+    if worker.access_log {
+        tracing::info!(
+            target: "access", route = route.settings.name, %client, arm = %exchange.arm(),
+            bytes_in = sent + moved.up, bytes_out = moved.down, ended = moved.ended.as_str(), "mqtt"
+        );
+    }
+}
+
+/// Relays until the end and judges the arm by its CONNACK. `None`: the broker went silent or away before it said
+/// anything, so that the client can still be told.
+async fn carry(
+    route: &Route,
+    client: &mut Transport,
+    upstream: &mut Transport,
+    exchange: &mut Exchange,
+    version: Version,
+    started: Instant,
+) -> Option<Moved> {
+    let timeouts = &route.settings.timeouts;
+    let patience = Patience { idle: timeouts.idle, write: timeouts.write };
+    let answer = RefCell::new(Answer { exchange, version, started, begun: BytesMut::new(), judged: false });
+    let ended = {
+        let relaying = relay(client, upstream, patience, |bytes| answer.borrow_mut().see(bytes));
+        tokio::pin!(relaying);
+        tokio::select! {
+            moved = &mut relaying => Some(moved),
+            () = time::sleep(timeouts.response_header) => {
+                if answer.borrow().judged { Some(relaying.await) } else { None }
+            }
+        }
+    };
+    let answer = answer.into_inner();
+    if answer.judged {
+        return ended;
+    }
+    match ended {
+        // A client that leaves before the answer says nothing about the broker.
+        Some(moved) if moved.ended == crate::forward::Ended::ClientBroke => Some(moved),
+        Some(moved) => {
+            answer.exchange.judge(Outcome::Broken, None);
+            (moved.down > 0).then_some(moved)
+        }
+        None => {
+            answer.exchange.judge(Outcome::Timeout, None);
+            None
+        }
+    }
+}
+
+/// Watches a broker's first bytes for the CONNACK.
+struct Answer<'a> {
+    exchange: &'a mut Exchange,
+    version: Version,
+    started: Instant,
+    /// Of a packet that has not arrived whole.
+    begun: BytesMut,
+    judged: bool,
+}
+
+impl Answer<'_> {
+    fn see(&mut self, bytes: &[u8]) {
+        if self.judged || bytes.is_empty() {
+            return;
+        }
+        self.begun.extend_from_slice(bytes);
+        let outcome = loop {
+            match parse_connack(&self.begun, self.version) {
+                Connack::Incomplete if self.begun.len() < MAX_CONNECT => return,
+                Connack::Incomplete | Connack::NotConnack => break Outcome::Broken,
+                Connack::Auth { length } => bytes::Buf::advance(&mut self.begun, length),
+                Connack::Connack { code: 0, .. } => break Outcome::Ok,
+                Connack::Connack { code, .. } if connack_is_broker_fault(self.version, code) => break Outcome::Refused,
+                Connack::Connack { .. } => break Outcome::Declined,
+            }
+        };
+        let latency = (outcome != Outcome::Broken).then(|| self.started.elapsed().as_micros() as u64);
+        self.exchange.judge(outcome, latency);
+        self.judged = true;
+        self.begun = BytesMut::new();
+    }
+}
+
+/// What a CONNECT says that matters here.
+struct Greeting {
+    version: Version,
+    key: Option<Vec<u8>>,
+}
+
+struct Refused {
+    reason: &'static str,
+    answer: &'static [u8],
+}
+
+async fn read_connect(
+    route: &Route,
+    transport: &mut Transport,
+    client: IpAddr,
+    bytes: &mut BytesMut,
+) -> Result<Greeting, Refused> {
+    loop {
+        match parse_connect(bytes) {
+            Parsed::Connect(connect) => {
+                return Ok(Greeting { version: connect.version, key: extract(&route.settings.key, &connect, client) });
+            }
+            Parsed::Refused(refusal) => return Err(Refused { reason: refusal.reason, answer: refusal.answer }),
+            Parsed::Incomplete => {}
+        }
+        // The parser refuses a CONNECT that says it is longer than this, so there is always room for the next read.
+        debug_assert!(bytes.len() < MAX_CONNECT + 8192, "the parser must bound what is read");
+        bytes.reserve(1024);
+        match transport.read_buf(bytes).await {
+            Ok(0) | Err(_) => return Err(Refused { reason: "client_gone", answer: &[] }),
+            Ok(_) => {}
+        }
+    }
+}
+
+fn extract(sources: &[KeySource], connect: &Connect<'_>, client: IpAddr) -> Option<Vec<u8>> {
+    sources.iter().find_map(|source| {
+        let key = match source {
+            KeySource::MqttClientId => connect.client_id.to_vec(),
+            KeySource::MqttUsername => connect.username?.to_vec(),
+            KeySource::ClientIp => key::of_address(client),
+            _ => return None,
+        };
+        (!key.is_empty()).then_some(key)
+    })
+}

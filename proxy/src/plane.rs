@@ -1,0 +1,155 @@
+//! The data plane as the control plane sees it: one `ArcSwap`, and who may change it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use admin_api::{DataPlane, InstallError, Observation, ProcessCounter, RouteState};
+use arc_swap::ArcSwap;
+use config::{Arm, Config};
+use parking_lot::Mutex;
+use tokio::time;
+
+use crate::{
+    live::{self, Addresses, Live, Parts},
+    mirror::MirrorThread,
+    telemetry::Rejections,
+};
+
+/// Shared by the workers, the control plane and the mirror.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    live: ArcSwap<Live>,
+    /// What `live` was made from. Held while a new one is made, so that no change is lost between two.
+    source: Mutex<Source>,
+    workers: usize,
+    mirror_thread: MirrorThread,
+    serving: AtomicBool,
+    /// Turned away before a route was known.
+    pub(crate) rejections: Rejections,
+    /// Open client connections of all listeners.
+    pub(crate) connections: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    config: Option<Arc<Config>>,
+    states: BTreeMap<String, RouteState>,
+    addresses: Addresses,
+}
+
+impl Plane {
+    pub(crate) fn new(workers: usize, mirror_thread: MirrorThread) -> Arc<Self> {
+        Arc::new(Self {
+            live: ArcSwap::default(),
+            source: Mutex::default(),
+            workers,
+            mirror_thread,
+            serving: AtomicBool::new(false),
+            rejections: Rejections::new(workers),
+            connections: AtomicUsize::new(0),
+        })
+    }
+
+    /// What a connection or request takes at its start and keeps.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// Turns `/ready` on or off.
+    pub(crate) fn set_serving(&self, serving: bool) {
+        self.serving.store(serving, Ordering::Relaxed);
+    }
+
+    /// New addresses behind names, or (with the ones it has) certificate files that changed. Errors: nothing changed.
+    pub(crate) fn refresh(&self, addresses: Option<Addresses>) -> Result<(), InstallError> {
+        let mut source = self.source.lock();
+        let Some(config) = source.config.clone() else { return Ok(()) };
+        let addresses = addresses.unwrap_or_else(|| source.addresses.clone());
+        let live = self.build(&config, &source.states, &addresses)?;
+        source.addresses = addresses;
+        self.live.store(Arc::new(live));
+        Ok(())
+    }
+
+    /// The addresses that are live.
+    pub(crate) fn addresses(&self) -> Addresses {
+        self.source.lock().addresses.clone()
+    }
+
+    /// Closes a second on every route, once a second, for ever.
+    pub(crate) async fn gather(self: Arc<Self>) {
+        let mut ticks = time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(time::MissedTickBehavior::Burst);
+        for at in 0.. {
+            ticks.tick().await;
+            for route in self.live().routes.values() {
+                route.meter.gather(at);
+            }
+        }
+    }
+
+    fn build(
+        &self,
+        config: &Config,
+        states: &BTreeMap<String, RouteState>,
+        addresses: &Addresses,
+    ) -> Result<Live, InstallError> {
+        live::build(&Parts {
+            config,
+            states,
+            addresses,
+            previous: &self.live.load(),
+            workers: self.workers,
+            mirror_thread: &self.mirror_thread,
+        })
+    }
+}
+
+impl DataPlane for Plane {
+    fn apply(&self, route: &str, state: RouteState) {
+        let mut source = self.source.lock();
+        if let Some(known) = source.states.get_mut(route) {
+            *known = state;
+            self.live.store(Arc::new(self.live.load().with_state(route, state)));
+        }
+    }
+
+    fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
+        let mut source = self.source.lock();
+        let live = self.build(config, states, &source.addresses)?;
+        source.config = Some(Arc::clone(config));
+        source.states = states.clone();
+        self.live.store(Arc::new(live));
+        Ok(())
+    }
+
+    fn observe(&self, route: &str) -> Option<Observation> {
+        let live = self.live();
+        let route = live.routes.get(route)?;
+        let mut observation = route.meter.observe();
+        observation.blue.endpoints = route.upstream(Arm::Blue).observe();
+        observation.green.endpoints = route.upstream(Arm::Green).observe();
+        observation.mirror = route.mirror.as_ref().map(|mirror| mirror.observe());
+        Some(observation)
+    }
+
+    fn ready(&self) -> bool {
+        self.serving.load(Ordering::Relaxed)
+    }
+
+    fn process_counters(&self) -> Vec<ProcessCounter> {
+        let rejected = self.rejections.totals().into_iter().map(|(reason, value)| ProcessCounter {
+            name: "crossfade_rejected_total",
+            help: "Connections and requests turned away before their route was known",
+            label: Some(("reason", reason.to_owned())),
+            value,
+        });
+        rejected.collect()
+    }
+}

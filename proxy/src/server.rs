@@ -1,0 +1,373 @@
+//! Puts the parts together, runs them, and ends them in order.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::SystemTime,
+};
+
+use admin_api::{Api, Control, DataPlane, Guardian, Sqlite, Tokens};
+use anyhow::{Context, Result, anyhow};
+use config::{Config, Protocol};
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    net::TcpListener,
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{self, Duration},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    http::Engine,
+    listen::{self, Worker},
+    live::{Addresses, sockets_of},
+    mirror::MirrorThread,
+    plane::Plane,
+    tls, worker,
+};
+
+/// How often files and names are looked at again.
+const FILES_EVERY: Duration = Duration::from_secs(1);
+const NAMES_EVERY: Duration = Duration::from_secs(5);
+/// How long a look-up of names may hold up the start or a reload.
+const NAMES_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A configuration whose sockets are bound, so that nothing but their traffic can go wrong from here on.
+pub(crate) struct Server {
+    path: Option<PathBuf>,
+    config: Arc<Config>,
+    workers: usize,
+    listeners: Vec<(StdListener, Protocol)>,
+    admin: StdListener,
+}
+
+impl Server {
+    /// Binds. `path`: where the configuration came from, to be watched. Errors: an address that is taken or not ours.
+    pub(crate) fn bind(config: Config, path: Option<PathBuf>) -> Result<Self> {
+        let listeners = sockets_of(&config)
+            .into_iter()
+            .map(|socket| Ok((bind(socket.address)?, socket.protocol)))
+            .collect::<Result<Vec<_>>>()?;
+        let admin = bind(config.admin.listen)?;
+        let workers =
+            config.server.workers.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+        Ok(Self { path, config: Arc::new(config), workers, listeners, admin })
+    }
+
+    /// Where it listens: the routes' sockets in the order of the configuration, and the admin API's.
+    pub(crate) fn addresses(&self) -> io::Result<(Vec<SocketAddr>, SocketAddr)> {
+        let listeners = self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
+        Ok((listeners, self.admin.local_addr()?))
+    }
+
+    /// Serves until `stop` is cancelled, then drains. `on_ready`: called when everything serves. Errors: the state
+    /// database or a file the configuration names; nothing has been served then.
+    pub(crate) fn run(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
+        raise_file_limit(self.config.server.max_connections);
+        let control_runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .context("cannot start the control plane's threads")?;
+        control_runtime.block_on(self.serve(stop, on_ready))
+    }
+
+    async fn serve(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
+        let store = Sqlite::open(&self.config.admin.state)?;
+        let tokens = self.config.admin.tokens.as_deref().map(Tokens::load).transpose()?;
+        let admin_tls = match &self.config.admin.tls {
+            Some(files) => Some(tls::admin_config(files).map_err(|fault| anyhow!(fault))?),
+            None => None,
+        };
+        let thread = MirrorThread::start().context("cannot start the mirror's thread")?;
+        let plane = Plane::new(self.workers, thread);
+        let names = names_of(&self.config);
+        if !names.is_empty() {
+            plane.refresh(Some(look_up(&names, &Addresses::new()).await)).map_err(|fault| anyhow!(fault))?;
+        }
+        let control =
+            Control::open(Arc::clone(&self.config), Box::new(store), Arc::clone(&plane) as Arc<dyn DataPlane>).await?;
+
+        let drain = CancellationToken::new();
+        let (draining, is_draining) = watch::channel(false);
+        let workers = start_workers(&self, &plane, &drain, &is_draining)?;
+        let admin = listener(self.admin)?;
+        let api = Api::new(Arc::clone(&control), tokens);
+        let end_api = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&plane).gather());
+        tasks.spawn(Guardian::new(Arc::clone(&control)).run());
+        tasks.spawn(look_up_again(Arc::clone(&plane), Arc::clone(&control)));
+        if let Some(path) = self.path.clone() {
+            tasks.spawn(reload_on_change(path, Arc::clone(&plane), Arc::clone(&control)));
+        }
+        let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end_api.clone()));
+        plane.set_serving(true);
+        on_ready();
+
+        stop.cancelled().await;
+        let patience = self.config.server.drain;
+        tracing::info!(?patience, "Draining: no new connections, open ones may finish");
+        plane.set_serving(false);
+        draining.send_replace(true);
+        drain.cancel();
+        let all_ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| {
+            // A worker that panicked has ended as well, and said so.
+            let _ = worker.join();
+        }));
+        all_ended.await.context("waiting for the workers")?;
+        end_api.cancel();
+        let _ = time::timeout(Duration::from_secs(1), serving_api).await;
+        tasks.shutdown().await;
+        tracing::info!("Stopped");
+        Ok(())
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<StdListener> {
+    let attempt = || -> io::Result<StdListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // Connections of an earlier process in TIME_WAIT must not keep us out; a live listener still does.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(4096)?;
+        Ok(socket.into())
+    };
+    attempt().with_context(|| format!("cannot listen on {address}; stop what uses it, or choose another address"))
+}
+
+fn listener(listener: StdListener) -> Result<TcpListener> {
+    TcpListener::from_std(listener).context("cannot watch a listening socket")
+}
+
+/// Every client connection needs a descriptor, and so does its upstream. Raises the soft limit as far as is allowed and
+/// needed, and says where that is not enough.
+fn raise_file_limit(max_connections: usize) {
+    let needed = 2 * max_connections as u64 + 512;
+    let enough = rlimit::increase_nofile_limit(needed).unwrap_or(0);
+    if enough < needed {
+        tracing::warn!(
+            limit = enough,
+            needed,
+            "The limit of open files is below what max_connections may need; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+}
+
+/// One thread a worker, each with a runtime of its own that accepts on every listener.
+fn start_workers(
+    server: &Server,
+    plane: &Arc<Plane>,
+    drain: &CancellationToken,
+    draining: &watch::Receiver<bool>,
+) -> Result<Vec<thread::JoinHandle<()>>> {
+    let settings = &server.config.server;
+    (1..=server.workers)
+        .map(|id| {
+            let listeners = server
+                .listeners
+                .iter()
+                .map(|(listener, protocol)| Ok((listener.try_clone()?, *protocol)))
+                .collect::<io::Result<Vec<_>>>()
+                .context("cannot share a listening socket")?;
+            let (plane, drain, draining) = (Arc::clone(plane), drain.clone(), draining.clone());
+            let (patience, max_connections, access_log) = (settings.drain, settings.max_connections, settings.access_log);
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
+            let work = async move {
+                let tasks = TaskTracker::new();
+                let engine = Engine::new(Arc::clone(&plane), draining, access_log);
+                let worker =
+                    Worker { plane, engine, drain: drain.clone(), tasks: tasks.clone(), max_connections, access_log };
+                let mut accepting = JoinSet::new();
+                for (index, (socket, protocol)) in listeners.into_iter().enumerate() {
+                    match TcpListener::from_std(socket) {
+                        Ok(socket) => {
+                            accepting.spawn(listen::accept(socket, index, protocol, worker.clone()));
+                        }
+                        Err(error) => tracing::error!(%error, "Cannot watch a listening socket"),
+                    }
+                }
+                drain.cancelled().await;
+                let finish = async {
+                    while accepting.join_next().await.is_some() {}
+                    tasks.close();
+                    tasks.wait().await;
+                };
+                if time::timeout(patience, finish).await.is_err() {
+                    tracing::warn!(open = tasks.len(), "Closing connections that did not finish in time");
+                }
+            };
+            thread::Builder::new()
+                .name(format!("worker-{id}"))
+                .spawn(move || {
+                    worker::enter(id);
+                    runtime.block_on(work);
+                })
+                .context("cannot start a worker")
+        })
+        .collect()
+}
+
+/// The names among a configuration's endpoints.
+fn names_of(config: &Config) -> BTreeSet<String> {
+    let endpoints = config.routes.iter().flat_map(|route| route.blue.endpoints.iter().chain(&route.green.endpoints));
+    endpoints.filter(|endpoint| endpoint.host.parse::<IpAddr>().is_err()).map(|endpoint| endpoint.host.clone()).collect()
+}
+
+/// A name that cannot be looked up keeps the addresses it had.
+async fn look_up(names: &BTreeSet<String>, known: &Addresses) -> Addresses {
+    let mut looking = JoinSet::new();
+    for name in names.iter().cloned() {
+        looking.spawn(async move {
+            let found = match time::timeout(NAMES_PATIENCE, tokio::net::lookup_host((name.as_str(), 0))).await {
+                Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect::<BTreeSet<_>>()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("no answer within {NAMES_PATIENCE:?}")),
+            };
+            (name, found)
+        });
+    }
+    let mut addresses = HashMap::new();
+    while let Some(Ok((name, found))) = looking.join_next().await {
+        match found {
+            Ok(found) => {
+                addresses.insert(name, found.into_iter().collect());
+            }
+            Err(problem) => {
+                let kept = known.get(&name).cloned().unwrap_or_default();
+                tracing::warn!(name, problem, kept = kept.len(), "Cannot look up an endpoint's name");
+                addresses.insert(name, kept);
+            }
+        }
+    }
+    addresses
+}
+
+async fn look_up_again(plane: Arc<Plane>, control: Arc<Control>) {
+    loop {
+        time::sleep(NAMES_EVERY).await;
+        let names = names_of(&control.config());
+        if names.is_empty() {
+            continue;
+        }
+        let known = plane.addresses();
+        let found = look_up(&names, &known).await;
+        if found != known {
+            tracing::info!("Addresses of endpoints changed");
+            if let Err(fault) = plane.refresh(Some(found)) {
+                tracing::error!(%fault, "New addresses are not live");
+            }
+        }
+    }
+}
+
+/// Watches the configuration and the files it names; SIGHUP reads all of them at once.
+async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control>) {
+    let hangup = Arc::new(Notify::new());
+    if let Ok(mut signals) = signal(SignalKind::hangup()) {
+        let hangup = Arc::clone(&hangup);
+        tokio::spawn(async move { while signals.recv().await.is_some() { hangup.notify_one() } });
+    }
+    let mut seen = fingerprint(&path);
+    let mut named = files_named_by(&control.config()).map(|file| fingerprint(&file)).collect::<Vec<_>>();
+    loop {
+        let asked = tokio::select! {
+            () = hangup.notified() => true,
+            () = time::sleep(FILES_EVERY) => false,
+        };
+        let now = fingerprint(&path);
+        if asked || now != seen {
+            seen = now;
+            reload(&path, &plane, &control).await;
+        }
+        let named_now = files_named_by(&control.config()).map(|file| fingerprint(&file)).collect::<Vec<_>>();
+        if asked || named_now != named {
+            match plane.refresh(None) {
+                Ok(()) => tracing::info!("Certificates reloaded"),
+                Err(fault) => tracing::error!(%fault, "Certificates are not reloaded, the old ones stay"),
+            }
+            named = named_now;
+        }
+    }
+}
+
+/// Makes a changed file live, or says why not and changes nothing.
+async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(faults) => return tracing::error!(%faults, "Configuration is not reloaded"),
+    };
+    let old = control.config();
+    let faults = config::restart_needed(&old, &config);
+    if !faults.is_empty() {
+        for fault in &faults {
+            tracing::error!(%fault, "Configuration is not reloaded");
+        }
+        return;
+    }
+    // New names must have addresses before traffic is sent to them; the old ones keep theirs.
+    let mut names = names_of(&config);
+    names.append(&mut names_of(&old));
+    if !names.is_empty() {
+        let found = look_up(&names, &plane.addresses()).await;
+        if let Err(fault) = plane.refresh(Some(found)) {
+            return tracing::error!(%fault, "Configuration is not reloaded");
+        }
+    }
+    match control.reload(Arc::new(config)).await {
+        Ok(()) => tracing::info!("Configuration reloaded"),
+        Err(fault) => tracing::error!(%fault, "Configuration is not reloaded"),
+    }
+}
+
+fn files_named_by(config: &Config) -> impl Iterator<Item = PathBuf> {
+    let mut files = BTreeSet::new();
+    for route in &config.routes {
+        files.extend(route.tls.iter().flat_map(|tls| [tls.cert.clone(), tls.key.clone()]));
+        files.extend([&route.blue, &route.green].into_iter().filter_map(|arm| arm.tls.as_ref()?.ca.clone()));
+    }
+    files.into_iter()
+}
+
+/// Changes when a file does. Follows links, so that a swapped directory (as Kubernetes mounts secrets) shows.
+fn fingerprint(path: &Path) -> Option<(SystemTime, u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+/// Cancels `stop` at the first SIGTERM or SIGINT and leaves the process at the second.
+pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+    let stop = stop.clone();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let Ok(runtime) = runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return tracing::error!("Cannot listen for signals");
+            };
+            either(&mut terminate, &mut interrupt).await;
+            stop.cancel();
+            either(&mut terminate, &mut interrupt).await;
+            tracing::warn!("Second signal: leaving at once");
+            std::process::exit(1);
+        });
+    })?;
+    Ok(())
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}

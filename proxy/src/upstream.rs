@@ -1,0 +1,176 @@
+//! Stage 4: picks an endpoint of an arm and knows which ones are well.
+
+mod connect;
+mod health;
+mod tls;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use admin_api::EndpointObservation;
+use config::{Arm, Health, HttpVersion};
+
+pub(crate) use connect::connect;
+pub(crate) use health::watch;
+pub(crate) use tls::{UpstreamTls, read_certificates};
+
+use crate::worker::{self, PerWorker};
+
+/// One side of a route, with its names looked up.
+#[derive(Debug)]
+pub(crate) struct ArmUpstream {
+    pub(crate) arm: Arm,
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    pub(crate) tls: Option<Arc<UpstreamTls>>,
+    pub(crate) http_version: HttpVersion,
+}
+
+impl ArmUpstream {
+    /// The less loaded of two healthy endpoints drawn at random ("the power of two choices"), leaving out those in
+    /// `tried`. Load is what this worker itself has under way, so that choosing shares nothing.
+    ///
+    /// Blue has nobody behind it: when none of its endpoints is known to be well, all of them are tried.
+    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<Lease> {
+        let untried = || self.endpoints.iter().filter(|endpoint| !tried.contains(&endpoint.address));
+        let healthy = untried().filter(|endpoint| endpoint.is_healthy()).count();
+        let any = healthy == 0 && self.arm == Arm::Blue;
+        let candidates = || untried().filter(|endpoint| any || endpoint.is_healthy());
+        let count = if any { untried().count() } else { healthy };
+        let endpoint = match count {
+            0 => return None,
+            1 => candidates().next()?,
+            _ => {
+                let first = fastrand::usize(..count);
+                let second = (first + fastrand::usize(1..count)) % count;
+                let (first, second) = (candidates().nth(first)?, candidates().nth(second)?);
+                if second.in_flight.local().load(Ordering::Relaxed) < first.in_flight.local().load(Ordering::Relaxed) {
+                    second
+                } else {
+                    first
+                }
+            }
+        };
+        Some(Lease::new(endpoint))
+    }
+
+    pub(crate) fn observe(&self) -> Vec<EndpointObservation> {
+        self.endpoints
+            .iter()
+            .map(|endpoint| EndpointObservation {
+                address: endpoint.address.to_string(),
+                healthy: endpoint.is_healthy(),
+                in_flight: endpoint.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum(),
+            })
+            .collect()
+    }
+}
+
+/// One address of an arm. Kept across reloads that do not touch it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) health: Option<Health>,
+    healthy: AtomicBool,
+    in_flight: PerWorker<AtomicU64>,
+}
+
+impl Endpoint {
+    /// Starts healthy: the first check, or the first connection, says otherwise.
+    pub(crate) fn new(address: SocketAddr, health: Option<Health>, workers: usize) -> Arc<Self> {
+        Arc::new(Self { address, health, healthy: AtomicBool::new(true), in_flight: PerWorker::new(workers) })
+    }
+
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Ordering::Relaxed);
+    }
+
+    /// Real traffic could not connect. With checks on, the endpoint leaves at once and the checks bring it back;
+    /// without them nothing would, so it stays.
+    pub(crate) fn connecting_failed(&self) {
+        if self.health.is_some() {
+            self.set_healthy(false);
+        }
+    }
+}
+
+/// An endpoint in use; counted as load until dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) endpoint: Arc<Endpoint>,
+    worker: usize,
+}
+
+impl Lease {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        let worker = worker::id();
+        endpoint.in_flight.of(worker).fetch_add(1, Ordering::Relaxed);
+        Self { endpoint: Arc::clone(endpoint), worker }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.endpoint.address
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.of(self.worker).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arm(arm: Arm, ports: &[u16]) -> ArmUpstream {
+        let endpoints = ports
+            .iter()
+            .map(|port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], *port)), Some(Health::default()), 1))
+            .collect();
+        ArmUpstream { arm, endpoints, tls: None, http_version: HttpVersion::Auto }
+    }
+
+    #[test]
+    fn the_less_loaded_endpoint_of_two_is_chosen() {
+        let green = arm(Arm::Green, &[1, 2]);
+        let first = green.choose(&[]).unwrap();
+        for _ in 0..20 {
+            assert_ne!(green.choose(&[]).unwrap().address(), first.address());
+        }
+        drop(first);
+        assert!(green.observe().iter().all(|endpoint| endpoint.in_flight == 0));
+    }
+
+    #[test]
+    fn tried_and_unhealthy_endpoints_are_left_out() {
+        let green = arm(Arm::Green, &[1, 2, 3]);
+        green.endpoints[1].connecting_failed();
+        let tried = [green.endpoints[0].address];
+        for _ in 0..20 {
+            assert_eq!(green.choose(&tried).unwrap().address().port(), 3);
+        }
+        green.endpoints[2].set_healthy(false);
+        assert!(green.choose(&tried).is_none());
+        green.endpoints[1].set_healthy(true);
+        assert_eq!(green.choose(&tried).unwrap().address().port(), 2);
+    }
+
+    #[test]
+    fn blue_is_tried_even_when_no_check_passes() {
+        let blue = arm(Arm::Blue, &[1, 2]);
+        blue.endpoints.iter().for_each(|endpoint| endpoint.set_healthy(false));
+        let first = blue.choose(&[]).unwrap().address();
+        let second = blue.choose(&[first]).unwrap().address();
+        assert_ne!(first, second);
+        assert!(blue.choose(&[first, second]).is_none());
+    }
+}

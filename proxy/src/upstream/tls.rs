@@ -1,0 +1,91 @@
+//! TLS towards an arm. Certificates are verified, always, against the system's roots or those of the configuration.
+
+use std::{io, path::Path, sync::Arc};
+
+use pingora::{protocols::tls::CaType, utils::tls::WrappedX509};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// What a connection to an arm's endpoints needs.
+#[derive(Debug)]
+pub(crate) struct UpstreamTls {
+    pub(crate) server_name: String,
+    /// The configuration's own roots as the HTTP engine wants them, which builds its own client.
+    roots: Option<Arc<CaType>>,
+    roots_id: u64,
+    client: Arc<ClientConfig>,
+}
+
+impl UpstreamTls {
+    /// Errors: place, problem and cure in one sentence.
+    pub(crate) fn load(settings: &config::UpstreamTls) -> Result<Arc<Self>, String> {
+        let mut store = RootCertStore::empty();
+        let mut roots_id = 0;
+        let roots = match &settings.ca {
+            Some(path) => {
+                let roots = read_certificates(path)?;
+                let fault = |error: String| format!("{}: {error}; give CA certificates", path.display());
+                let mut parsed = Vec::new();
+                for root in &roots {
+                    store.add(root.clone()).map_err(|error| fault(error.to_string()))?;
+                    let der = WrappedX509::try_new(root.to_vec(), |der| {
+                        x509_parser::parse_x509_certificate(der).map(|(_, certificate)| certificate)
+                    });
+                    parsed.push(der.map_err(|error| fault(error.to_string()))?);
+                    roots_id = xxh3_64_with_seed(root, roots_id);
+                }
+                Some(parsed.into())
+            }
+            None => {
+                let system = rustls_native_certs::load_native_certs();
+                let (added, _) = store.add_parsable_certificates(system.certs);
+                if added == 0 {
+                    return Err(format!(
+                        "the system has no root certificates to verify {} with; install ca-certificates or set `ca`",
+                        settings.server_name
+                    ));
+                }
+                None
+            }
+        };
+        let client = ClientConfig::builder().with_root_certificates(store).with_no_client_auth();
+        Ok(Arc::new(Self { server_name: settings.server_name.clone(), roots, roots_id, client: Arc::new(client) }))
+    }
+
+    /// TLS on a connection that stands; no ALPN is offered.
+    pub(crate) async fn connect(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(self.server_name.clone())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        TlsConnector::from(Arc::clone(&self.client)).connect(name, tcp).await
+    }
+
+    pub(crate) fn engine_roots(&self) -> Option<Arc<CaType>> {
+        self.roots.clone()
+    }
+
+    /// Tells connections that were verified against different roots apart. 0: the system's.
+    pub(crate) fn roots_id(&self) -> u64 {
+        self.roots_id
+    }
+
+    /// For clients that set up their own connections, such as the mirror's.
+    pub(crate) fn client(&self) -> ClientConfig {
+        ClientConfig::clone(&self.client)
+    }
+}
+
+/// Every certificate of a PEM file; at least one. Errors: place, problem and cure in one sentence.
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| format!("{}: {error}; give a readable PEM file", path.display()))?;
+    if certificates.is_empty() {
+        return Err(format!("{}: holds no certificate; give a PEM file with CERTIFICATE blocks", path.display()));
+    }
+    Ok(certificates)
+}
