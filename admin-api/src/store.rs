@@ -5,23 +5,16 @@
 //! disappeared, is damage. New files appear whole (written aside, synced, linked into place), so a file that is empty
 //! or cut short is damage too and never mistaken for a fresh start.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod sqlite;
+
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 use config::Split;
-use parking_lot::Mutex;
-use ring::digest;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
+pub use sqlite::Sqlite;
 use utoipa::ToSchema;
 
-use crate::RouteState;
+use crate::{RouteState, percent};
 
 /// Remembers what was acknowledged. Every method blocks; async callers go through `spawn_blocking`.
 pub trait StateStore: Send + Sync + 'static {
@@ -39,6 +32,12 @@ pub trait StateStore: Send + Sync + 'static {
     /// Audit rows, newest first; those of one route, if it is given.
     fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError>;
 }
+
+/// How many audit rows are kept; the oldest go first.
+pub const AUDIT_ROWS_KEPT: usize = 10_000;
+
+/// How many incidents are kept; the oldest go first.
+pub const INCIDENTS_KEPT: usize = 1_000;
 
 /// What is remembered of one route.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -73,6 +72,12 @@ pub struct Batch {
     pub incidents: Vec<IncidentRow>,
 }
 
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.states.is_empty() && self.audit.is_empty() && self.incidents.is_empty()
+    }
+}
+
 /// One change of a split or latch, or one attempt that was refused.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, ToSchema)]
 pub struct AuditRow {
@@ -82,19 +87,56 @@ pub struct AuditRow {
     pub actor: String,
     /// The peer's address, or `crossfade` for the process itself.
     pub from: String,
-    /// `split`, `rollback`, `reset`, `trip`, `initial`, or the path of a call that got no further.
+    /// `split`, `rollback`, `reset`, `trip`, `initial`.
     pub action: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
     /// Green's share in per cent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub before: Option<f64Percent>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub after: Option<f64Percent>,
-    /// That of the state after a change; the current one of a refused attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "percent::serialize_option")]
+    #[schema(value_type = Option<f64>)]
+    pub before: Option<Split>,
+    #[serde(serialize_with = "percent::serialize_option")]
+    #[schema(value_type = Option<f64>)]
+    pub after: Option<Split>,
+    /// The one a change made; the one in force when an attempt was refused.
     pub revision: Option<u64>,
     /// `done` or `refused`.
     pub outcome: String,
     pub reason: String,
 }
+
+/// An incident as it is stored.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IncidentRow {
+    pub id: String,
+    pub route: String,
+    /// A JSON object.
+    pub json: String,
+}
+
+/// Why the state file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("state file {}: could not be created; make its folder exist and writable", path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("state file {}: could not be opened; make it and its folder readable and writable", path.display())]
+    Open { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(
+        "state file {}: is in use by another crossfade; stop it or give this one another state file",
+        path.display()
+    )]
+    InUse { path: PathBuf },
+    #[error("state file {}: {problem}; {RESTORE}", path.display())]
+    Damaged { path: PathBuf, problem: String },
+    #[error(
+        "state file {}: was written by a newer crossfade (format {found}, this one knows {known}); \
+         run that version, or {RESTORE}",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("state file {}: {operation} failed; check the disk it is on", path.display())]
+    Io { path: PathBuf, operation: &'static str, source: rusqlite::Error },
+    #[error("state file: {0}")]
+    Other(String),
+}
+
+const RESTORE: &str = "restore a copy of it, or move it away to start from the configuration's green_percentage";

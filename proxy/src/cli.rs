@@ -171,7 +171,7 @@ fn as_json(faults: &Faults) -> Vec<serde_json::Value> {
 /// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.
 fn log_to_stderr(json: bool, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new(format!("warn,proxy={default},admin_api={default},config={default},access=info,pingora=error"))
+        EnvFilter::new(format!("warn,proxy={default},admin_api={default},config={default},access=info,pingora=error,rumqttd=off"))
     });
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {

@@ -1,7 +1,10 @@
 //! MQTT routes: the CONNECT decides the arm and is forwarded verbatim, the CONNACK is read on its way back, and all
 //! other bytes pass untouched.
 
-use std::{cell::RefCell, net::IpAddr};
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use admin_api::Outcome;
 use bytes::BytesMut;
@@ -73,30 +76,30 @@ async fn carry(
 ) -> Option<Moved> {
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write };
-    let answer = RefCell::new(Answer { exchange, version, started, begun: BytesMut::new(), judged: false });
+    let answered = AtomicBool::new(false);
+    let mut answer = Answer { exchange, version, started, begun: BytesMut::new(), answered: &answered };
     let ended = {
-        let relaying = relay(client, upstream, patience, |bytes| answer.borrow_mut().see(bytes));
+        let relaying = relay(client, upstream, patience, |bytes| answer.see(bytes));
         tokio::pin!(relaying);
         tokio::select! {
             moved = &mut relaying => Some(moved),
             () = time::sleep(timeouts.response_header) => {
-                if answer.borrow().judged { Some(relaying.await) } else { None }
+                if answered.load(Ordering::Relaxed) { Some(relaying.await) } else { None }
             }
         }
     };
-    let answer = answer.into_inner();
-    if answer.judged {
+    if answered.load(Ordering::Relaxed) {
         return ended;
     }
     match ended {
         // A client that leaves before the answer says nothing about the broker.
         Some(moved) if moved.ended == crate::forward::Ended::ClientBroke => Some(moved),
         Some(moved) => {
-            answer.exchange.judge(Outcome::Broken, None);
+            exchange.judge(Outcome::Broken, None);
             (moved.down > 0).then_some(moved)
         }
         None => {
-            answer.exchange.judge(Outcome::Timeout, None);
+            exchange.judge(Outcome::Timeout, None);
             None
         }
     }
@@ -109,12 +112,12 @@ struct Answer<'a> {
     started: Instant,
     /// Of a packet that has not arrived whole.
     begun: BytesMut,
-    judged: bool,
+    answered: &'a AtomicBool,
 }
 
 impl Answer<'_> {
     fn see(&mut self, bytes: &[u8]) {
-        if self.judged || bytes.is_empty() {
+        if bytes.is_empty() || self.answered.load(Ordering::Relaxed) {
             return;
         }
         self.begun.extend_from_slice(bytes);
@@ -130,7 +133,7 @@ impl Answer<'_> {
         };
         let latency = (outcome != Outcome::Broken).then(|| self.started.elapsed().as_micros() as u64);
         self.exchange.judge(outcome, latency);
-        self.judged = true;
+        self.answered.store(true, Ordering::Relaxed);
         self.begun = BytesMut::new();
     }
 }

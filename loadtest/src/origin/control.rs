@@ -1,5 +1,5 @@
-//! An HTTP endpoint that reads and changes the behaviour of an [`HttpOrigin`] from outside its
-//! process. The binary offers it; tests hold a [`BehaviourHandle`] and need none.
+//! An HTTP endpoint that reads and changes the behaviour of an [`HttpOrigin`] from outside its process. The binary
+//! offers it; tests hold a [`BehaviourHandle`] and need none.
 //!
 //! - `GET /behaviour`: the behaviour now;
 //! - `PUT /behaviour`: replaces it; what is left out takes its default, so `{}` is a cure;

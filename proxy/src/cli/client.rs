@@ -1,6 +1,6 @@
 //! The commands that talk to a running crossfade's admin API.
 
-use std::{fmt::Write, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use http::{Method, Request, StatusCode, header};

@@ -10,7 +10,7 @@ use memchr::{memchr, memchr2};
 pub const MAX_HEAD: usize = 64 * 1024;
 /// The most field lines in a head.
 pub const MAX_FIELDS: usize = 100;
-/// So many options in `Connection` are an attempt to have fields removed, not a request.
+/// More options than this in `Connection` are an attempt to have fields removed. The engine's limit is the same.
 const MAX_CONNECTION_OPTIONS: usize = 9;
 
 /// How a client opens HTTP/2 without asking first (RFC 9113, 3.4).

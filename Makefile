@@ -1,0 +1,55 @@
+# Everything there is to do with this tree. `make help` lists it.
+
+CARGO ?= cargo
+# Root needs no sudo, and a container often has none.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-14s %s\n", $$1, $$2 }'
+
+.PHONY: build
+build: build-tools ## Build the release binary: target/release/crossfade
+	$(CARGO) build --release --locked -p proxy --bin crossfade
+
+.PHONY: demo
+demo: build ## Build and run the demo; Ctrl-C ends it
+	target/release/crossfade demo
+
+.PHONY: test
+test: test-tools ## Install what the tests need, then run all of them
+	$(CARGO) test --locked --workspace
+
+.PHONY: lint
+lint: build-tools ## Formatting, clippy with warnings as errors, and cargo-deny where it is installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: advisories and licences are not checked"; fi
+
+# What a crate's build script needs (cmake: zlib-ng, through pingora), and what the tests drive.
+.PHONY: build-tools
+build-tools:
+	@$(call install,cc:build-essential cmake:cmake)
+
+.PHONY: test-tools
+test-tools:
+	@$(call install,cc:build-essential cmake:cmake nginx:nginx-light mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl)
+
+# $(call install,PROGRAM:PACKAGE ...): through apt, and only what is missing. Debian starts what it installs; a policy
+# that says 101 keeps it from doing so, since the tests run their own on free ports.
+define install
+	missing=""; \
+	for pair in $(1); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		echo "Installing with apt-get:$$missing"; \
+		$(SUDO) apt-get update -qq && \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee $$policy >/dev/null; $(SUDO) chmod +x $$policy; ours=1; fi; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; status=$$?; \
+		if [ -n "$$ours" ]; then $(SUDO) rm -f $$policy; fi; \
+		exit $$status; \
+	fi
+endef

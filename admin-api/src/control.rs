@@ -1,0 +1,833 @@
+//! The one place where a split changes.
+//!
+//! Loosening (green rises, a latch is cleared) goes to disk first and live second; tightening (green falls, a latch is
+//! set) goes live first, at once, even while another change waits for the disk. Either way a change is acknowledged
+//! only when both are done. What is live but could not be recorded is tried again every second.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use config::{Config, Route, Split};
+use parking_lot::Mutex;
+use time::OffsetDateTime;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast};
+use tracing::{error, info, warn};
+
+use crate::{
+    AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
+    RouteState, StateStore, StoreError, Verdict,
+    event::{Announcer, rfc3339},
+};
+
+/// Who asks for a change, and from where.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Actor {
+    /// A person or a part of the process; never a secret.
+    pub name: String,
+    /// A peer's address, or `crossfade` for the process itself.
+    pub from: String,
+}
+
+impl Actor {
+    fn internal(name: &str) -> Self {
+        Self { name: name.to_owned(), from: "crossfade".to_owned() }
+    }
+}
+
+/// Why a change was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("route: there is no {route:?}; choose one of {}", known.join(", "))]
+    UnknownRoute { route: String, known: Vec<String> },
+    #[error("route {route}: its revision is {current}, not {given}; read its state again before changing it")]
+    Stale { route: String, current: u64, given: u64 },
+    #[error("route {route}: is latched ({reason}); reset it before raising green")]
+    Latched { route: String, reason: String },
+    #[error("route {route}: green was lowered while this change was being recorded; read its state again")]
+    Overtaken { route: String },
+    #[error("nothing has changed, because it could not be recorded; see the state file's disk and try again")]
+    NotRecorded(#[source] StoreError),
+    #[error("the change is live but not recorded, and would be lost by a restart; it is tried again every second")]
+    LiveNotRecorded(#[source] StoreError),
+    #[error("the change was abandoned; read the route's state before trying again")]
+    Abandoned,
+}
+
+/// Why the control plane could not start, or a configuration could not be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+}
+
+/// One route as it is live.
+#[derive(Clone, Debug)]
+pub struct RouteView {
+    pub route: String,
+    pub recorded: Recorded,
+    /// The disk has it, too.
+    pub persisted: bool,
+    /// The guard's last word; after a trip the one that tripped, until a reset.
+    pub judgement: Option<Arc<Judgement>>,
+}
+
+/// What the guardian needs to judge a route.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    pub route: String,
+    pub policy: config::Guard,
+    /// Only seconds above this one are evidence.
+    pub after: Option<u64>,
+    /// Counts resets. A judgement of an earlier epoch is void.
+    pub epoch: u64,
+}
+
+/// Holds what is live, and changes it.
+pub struct Control {
+    plane: Arc<dyn DataPlane>,
+    store: Arc<dyn StateStore>,
+    /// The turn to write to disk. A loosening change keeps it from decision to live; a tightening one asks for it only
+    /// when it is live already.
+    turn: AsyncMutex<()>,
+    /// Held for moments, never across an await. The plane is told of every change under it, so that it hears them in
+    /// the order they were decided.
+    now: Mutex<Now>,
+    wake_recorder: Arc<Notify>,
+}
+
+struct Now {
+    config: Arc<Config>,
+    /// Exactly the configured ones.
+    routes: BTreeMap<String, Entry>,
+    /// Recorded once, not configured today.
+    dormant: BTreeMap<String, Recorded>,
+    /// Live states the disk does not have.
+    unrecorded: BTreeSet<String>,
+    /// Audit rows and incidents the disk does not have, numbered. When full, the oldest are dropped and counted.
+    rows: VecDeque<(u64, Row)>,
+    rows_seen: u64,
+    rows_dropped: u64,
+    /// Why the last write failed.
+    failing: Option<String>,
+    announcer: Announcer,
+}
+
+const ROWS_WAITING: usize = 1_000;
+
+#[derive(Clone)]
+enum Row {
+    Audit(Box<AuditRow>),
+    Incident(IncidentRow),
+}
+
+struct Entry {
+    live: Recorded,
+    next_revision: u64,
+    after: Option<u64>,
+    epoch: u64,
+    judgement: Option<Arc<Judgement>>,
+}
+
+impl Entry {
+    fn new(live: Recorded) -> Self {
+        Self { next_revision: live.revision + 1, live, after: None, epoch: 0, judgement: None }
+    }
+
+    fn reserve_revision(&mut self) -> u64 {
+        let revision = self.next_revision;
+        self.next_revision += 1;
+        revision
+    }
+}
+
+impl Control {
+    /// Loads what is recorded, makes `config` live with it, and records the initial split of routes that are new.
+    ///
+    /// Needs a tokio runtime; a task of its own records what could not be written, until the control is dropped.
+    /// Errors: the store cannot be read or written, or the plane refuses the configuration.
+    pub async fn open(
+        config: Arc<Config>,
+        store: Arc<dyn StateStore>,
+        plane: Arc<dyn DataPlane>,
+    ) -> Result<Arc<Self>, ControlError> {
+        let reader = store.clone();
+        let dormant = blocking(move || reader.load()).await?;
+        let control = Arc::new(Self {
+            plane,
+            store,
+            turn: AsyncMutex::new(()),
+            now: Mutex::new(Now {
+                config: Arc::new(Config { routes: Vec::new(), ..(*config).clone() }),
+                routes: BTreeMap::new(),
+                dormant,
+                unrecorded: BTreeSet::new(),
+                rows: VecDeque::new(),
+                rows_seen: 0,
+                rows_dropped: 0,
+                failing: None,
+                announcer: Announcer::new(),
+            }),
+            wake_recorder: Arc::new(Notify::new()),
+        });
+        let turn = control.turn.lock().await;
+        control.install(&config)?;
+        control.write(&turn, None).await?;
+        drop(turn);
+        tokio::spawn(keep_recording(Arc::downgrade(&control), control.wake_recorder.clone()));
+        Ok(control)
+    }
+
+    /// Gives green a share. When it returns `Ok`, the share is on disk and live. The share it has already is no change.
+    ///
+    /// `if_match`: the revision the caller believes to be current. Errors: see [`Refusal`]; every one is audited.
+    pub async fn set_split(
+        self: &Arc<Self>,
+        route: &str,
+        split: Split,
+        actor: &Actor,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
+        let change = Change { action: "split", route: route.to_owned(), actor: actor.clone(), reason: String::new() };
+        let control = self.clone();
+        detached(async move { control.change_split(&change, split, if_match).await }).await
+    }
+
+    /// Takes green off and latches the route. Errors: as of [`Self::set_split`].
+    pub async fn rollback(self: &Arc<Self>, route: &str, reason: &str, actor: &Actor) -> Result<RouteView, Refusal> {
+        let change =
+            Change { action: "rollback", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
+        let control = self.clone();
+        detached(async move {
+            control.roll_back(&change).map_err(|refusal| control.audit_refusal(&change, None, refusal))?;
+            control.settle(&change.route).await
+        })
+        .await
+    }
+
+    /// Clears a route's latch, if it has one, and the guard's evidence. Errors: as of [`Self::set_split`].
+    pub async fn reset(self: &Arc<Self>, route: &str, reason: &str, actor: &Actor) -> Result<RouteView, Refusal> {
+        let change =
+            Change { action: "reset", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
+        let control = self.clone();
+        detached(async move {
+            control.clear(&change).await.map_err(|refusal| control.audit_refusal(&change, None, refusal))
+        })
+        .await
+    }
+
+    /// Takes green off because it broke its promises. Live when it returns, recorded soon after.
+    ///
+    /// `None`: there was nothing to take off, or the judgement rests on evidence that a reset has dropped since.
+    pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<Incident> {
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let entry = now.routes.get_mut(route)?;
+        if entry.epoch != epoch || entry.live.latch.is_some() || entry.live.split == Split::NONE {
+            return None;
+        }
+        let (at, actor) = (OffsetDateTime::now_utc(), Actor::internal("guard"));
+        let before = entry.live.split;
+        let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
+        let tripped = Recorded { split: Split::NONE, revision: entry.reserve_revision(), latch: Some(latch) };
+        let incident = Incident::new(route, judgement, before, &tripped, at);
+        entry.judgement = Some(judgement.clone());
+
+        let change = Change { action: "trip", route: route.to_owned(), actor, reason: judgement.reason.clone() };
+        self.go_live(now, &change, tripped, at);
+        match serde_json::to_string(&incident) {
+            Ok(json) => {
+                let row = IncidentRow { id: incident.id.clone(), route: route.to_owned(), json };
+                now.queue(Row::Incident(row));
+            }
+            Err(error) => error!(%error, route, "Incident could not be written as JSON"),
+        }
+        now.announcer.announce(at, Happened::Trip { incident: Box::new(incident.clone()) });
+        drop(guard);
+        warn!(route, incident = %incident.id, split_before = %before, reason = %incident.reason, "Tripped");
+        self.wake_recorder.notify_one();
+        Some(incident)
+    }
+
+    /// Makes another configuration live. Routes that are new start with their recorded split, or their initial one.
+    ///
+    /// Errors: the plane refuses it, and nothing has changed.
+    pub async fn reload(self: &Arc<Self>, config: Arc<Config>) -> Result<(), ControlError> {
+        let control = self.clone();
+        let reload = tokio::spawn(async move {
+            let turn = control.turn.lock().await;
+            let installed = control.install(&config);
+            if let Err(error) = &installed {
+                control.reload_refused(&error.to_string());
+            }
+            installed?;
+            info!(routes = config.routes.len(), "Configuration is live");
+            // The new routes are live and start the same way after a crash; a failed write is tried again.
+            let _ = control.write(&turn, None).await;
+            let routes = config.routes.iter().map(|route| route.name.clone()).collect();
+            let what = Happened::Reload { outcome: "done".to_owned(), routes, reason: String::new() };
+            control.now.lock().announcer.announce(OffsetDateTime::now_utc(), what);
+            Ok(())
+        });
+        reload.await.unwrap_or_else(|_| Err(InstallError("the reload was abandoned; try it again".to_owned()).into()))
+    }
+
+    /// Tells listeners of a configuration that went no further than its faults.
+    pub fn reload_refused(&self, reason: &str) {
+        let mut now = self.now.lock();
+        let routes = now.routes.keys().cloned().collect();
+        let what = Happened::Reload { outcome: "refused".to_owned(), routes, reason: reason.to_owned() };
+        now.announcer.announce(OffsetDateTime::now_utc(), what);
+    }
+
+    /// Every configured route, in the configuration's order.
+    pub fn states(&self) -> Vec<RouteView> {
+        let now = self.now.lock();
+        now.config.routes.iter().filter_map(|route| now.view(&route.name)).collect()
+    }
+
+    pub fn state(&self, route: &str) -> Result<RouteView, Refusal> {
+        let now = self.now.lock();
+        now.view(route).ok_or_else(|| now.unknown(route))
+    }
+
+    pub fn config(&self) -> Arc<Config> {
+        self.now.lock().config.clone()
+    }
+
+    pub fn plane(&self) -> &Arc<dyn DataPlane> {
+        &self.plane
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.now.lock().announcer.subscribe()
+    }
+
+    /// Routes whose green gets traffic, with a guard that is armed. Forgets what was thought of the others, but for
+    /// latched ones.
+    pub fn watched(&self) -> Vec<Watched> {
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let mut watched = Vec::new();
+        for route in &now.config.routes {
+            let Some(entry) = now.routes.get_mut(&route.name) else { continue };
+            if entry.live.latch.is_some() {
+                continue;
+            }
+            match route.guard.filter(|_| entry.live.split > Split::NONE) {
+                Some(policy) => watched.push(Watched {
+                    route: route.name.clone(),
+                    policy,
+                    after: entry.after,
+                    epoch: entry.epoch,
+                }),
+                None => entry.judgement = None,
+            }
+        }
+        watched
+    }
+
+    /// Remembers what the guard thinks of a route, and announces a change of its mind.
+    pub fn note(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) {
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let Some(entry) = now.routes.get_mut(route) else { return };
+        if entry.epoch != epoch || entry.live.latch.is_some() {
+            return;
+        }
+        let was = entry.judgement.replace(judgement.clone()).map(|before| before.verdict);
+        if was == Some(judgement.verdict) || (was.is_none() && judgement.verdict == Verdict::Unknown) {
+            return;
+        }
+        let (verdict, reason) = (judgement.verdict, judgement.reason.clone());
+        let what = Happened::Verdict { route: route.to_owned(), was, verdict, reason };
+        now.announcer.announce(OffsetDateTime::now_utc(), what);
+    }
+
+    /// Audits an attempt that was refused before it got here. `reason`: what the caller was told.
+    pub fn refused(&self, action: &str, route: Option<&str>, after: Option<Split>, actor: &Actor, reason: &str) {
+        let mut now = self.now.lock();
+        let live = route.and_then(|route| now.routes.get(route)).map(|entry| &entry.live);
+        let row = AuditRow {
+            at: rfc3339(OffsetDateTime::now_utc()),
+            actor: actor.name.clone(),
+            from: actor.from.clone(),
+            action: action.to_owned(),
+            route: route.map(str::to_owned),
+            before: live.map(|live| live.split),
+            after,
+            revision: live.map(|live| live.revision),
+            outcome: "refused".to_owned(),
+            reason: reason.to_owned(),
+        };
+        now.queue(Row::Audit(Box::new(row)));
+        drop(now);
+        self.wake_recorder.notify_one();
+    }
+
+    /// Incidents as JSON objects, newest first, with those the disk does not have yet.
+    pub async fn incidents(&self, route: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
+        let (store, wanted) = (self.store.clone(), route.map(str::to_owned));
+        let mut incidents = self.waiting_incidents(|row| route.is_none_or(|route| row.route == route));
+        let recorded = blocking(move || store.incidents(wanted.as_deref(), limit)).await?;
+        // A row that was written in between is in both.
+        incidents.retain(|row| !recorded.contains(row));
+        incidents.extend(recorded);
+        incidents.truncate(limit);
+        Ok(incidents)
+    }
+
+    /// One incident as a JSON object.
+    pub async fn incident(&self, id: &str) -> Result<Option<String>, StoreError> {
+        if let Some(waiting) = self.waiting_incidents(|row| row.id == id).pop() {
+            return Ok(Some(waiting));
+        }
+        let (store, id) = (self.store.clone(), id.to_owned());
+        blocking(move || store.incident(&id)).await
+    }
+
+    /// Audit rows, newest first.
+    pub async fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
+        let (store, route) = (self.store.clone(), route.map(str::to_owned));
+        blocking(move || store.audit(route.as_deref(), limit)).await
+    }
+
+    /// Writes what the disk does not have. Done by itself; call it before the process ends, so that nothing waits.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let turn = self.turn.lock().await;
+        self.write(&turn, None).await
+    }
+
+    /// Audit rows and incidents that were lost because the disk failed for long.
+    pub fn rows_dropped(&self) -> u64 {
+        self.now.lock().rows_dropped
+    }
+
+    fn waiting_incidents(&self, wanted: impl Fn(&IncidentRow) -> bool) -> Vec<String> {
+        let now = self.now.lock();
+        let rows = now.rows.iter().rev();
+        rows.filter_map(|(_, row)| match row {
+            Row::Incident(row) if wanted(row) => Some(row.json.clone()),
+            _ => None,
+        })
+        .collect()
+    }
+
+    async fn change_split(
+        &self,
+        change: &Change,
+        split: Split,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
+        let audited = |refusal| self.audit_refusal(change, Some(split), refusal);
+        // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
+        let step = self.decide(change, split, if_match, None).map_err(audited)?;
+        let Step::Raise(_) = step else { return self.settle(&change.route).await };
+
+        let turn = self.turn.lock().await;
+        let step = self.decide(change, split, if_match, Some(&turn)).map_err(audited)?;
+        let Step::Raise(raised) = step else {
+            drop(turn);
+            return self.settle(&change.route).await;
+        };
+        self.loosen(&turn, change, raised).await.map_err(audited)
+    }
+
+    /// What a new split means for what is live now. Lowering is done at once.
+    fn decide(
+        &self,
+        change: &Change,
+        split: Split,
+        if_match: Option<u64>,
+        turn: Option<&Turn<'_, ()>>,
+    ) -> Result<Step, Refusal> {
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
+        let route = || change.route.clone();
+        if let Some(given) = if_match.filter(|given| *given != entry.live.revision) {
+            return Err(Refusal::Stale { route: route(), current: entry.live.revision, given });
+        }
+        if split == entry.live.split {
+            return Ok(Step::Done);
+        }
+        if split < entry.live.split {
+            let lowered = Recorded { split, revision: entry.reserve_revision(), latch: entry.live.latch.clone() };
+            self.go_live(now, change, lowered, OffsetDateTime::now_utc());
+            return Ok(Step::Done);
+        }
+        if let Some(latch) = &entry.live.latch {
+            return Err(Refusal::Latched { route: route(), reason: latch.reason.clone() });
+        }
+        // Without the turn this is only a look ahead.
+        let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
+        Ok(Step::Raise(Recorded { split, revision, latch: None }))
+    }
+
+    fn roll_back(&self, change: &Change) -> Result<(), Refusal> {
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
+        if entry.live.split == Split::NONE && entry.live.latch.is_some() {
+            return Ok(());
+        }
+        let at = OffsetDateTime::now_utc();
+        // The first reason is why green is off; a later one does not change that.
+        let latch = entry.live.latch.clone().unwrap_or_else(|| Latch {
+            reason: change.reason.clone(),
+            at: rfc3339(at),
+            actor: change.actor.name.clone(),
+        });
+        let rolled_back = Recorded { split: Split::NONE, revision: entry.reserve_revision(), latch: Some(latch) };
+        self.go_live(now, change, rolled_back, at);
+        Ok(())
+    }
+
+    async fn clear(&self, change: &Change) -> Result<RouteView, Refusal> {
+        let turn = self.turn.lock().await;
+        let cleared = {
+            let mut guard = self.now.lock();
+            let now = &mut *guard;
+            let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
+            entry.live.latch.is_some().then(|| Recorded {
+                split: entry.live.split,
+                revision: entry.reserve_revision(),
+                latch: None,
+            })
+        };
+        if let Some(cleared) = cleared {
+            return self.loosen(&turn, change, cleared).await;
+        }
+        self.drop_evidence(&change.route);
+        {
+            let mut guard = self.now.lock();
+            let now = &mut *guard;
+            let at = OffsetDateTime::now_utc();
+            let Some(entry) = now.routes.get(&change.route) else { return Err(now.unknown(&change.route)) };
+            let (row, what) = (change.row(&entry.live, &entry.live, at), change.happened(&entry.live, &entry.live));
+            now.queue(Row::Audit(Box::new(row)));
+            now.announcer.announce(at, what);
+        }
+        drop(turn);
+        self.settle(&change.route).await
+    }
+
+    /// Disk first, then live.
+    async fn loosen(&self, turn: &Turn<'_, ()>, change: &Change, loosened: Recorded) -> Result<RouteView, Refusal> {
+        let at = OffsetDateTime::now_utc();
+        let before = self.state(&change.route)?.recorded;
+        let row = change.row(&before, &loosened, at);
+        self.write(turn, Some((&change.route, &loosened, row))).await.map_err(Refusal::NotRecorded)?;
+        if loosened.latch.is_none() && before.latch.is_some() {
+            self.drop_evidence(&change.route);
+        }
+
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
+        if entry.live != before {
+            // What was lowered meanwhile is live and waits for our turn to end, to be written over this.
+            return Err(Refusal::Overtaken { route: change.route.clone() });
+        }
+        self.plane.apply(&change.route, loosened.state());
+        now.announcer.announce(at, change.happened(&before, &loosened));
+        change.log(&before, &loosened);
+        entry.live = loosened;
+        now.unrecorded.remove(&change.route);
+        now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
+    }
+
+    /// Live at once; the disk later. For changes that tighten.
+    fn go_live(&self, now: &mut Now, change: &Change, tightened: Recorded, at: OffsetDateTime) {
+        let Some(entry) = now.routes.get_mut(&change.route) else { return };
+        self.plane.apply(&change.route, tightened.state());
+        let before = std::mem::replace(&mut entry.live, tightened.clone());
+        now.unrecorded.insert(change.route.clone());
+        now.queue(Row::Audit(Box::new(change.row(&before, &tightened, at))));
+        if change.action != "trip" {
+            now.announcer.announce(at, change.happened(&before, &tightened));
+            change.log(&before, &tightened);
+        }
+    }
+
+    /// Waits until what is live of a route is on disk.
+    async fn settle(&self, route: &str) -> Result<RouteView, Refusal> {
+        let pending = {
+            let now = self.now.lock();
+            now.unrecorded.contains(route) || !now.rows.is_empty()
+        };
+        if pending {
+            let turn = self.turn.lock().await;
+            let written = self.write(&turn, None).await;
+            if self.now.lock().unrecorded.contains(route) {
+                written.map_err(Refusal::LiveNotRecorded)?;
+            }
+        }
+        self.state(route)
+    }
+
+    /// Evidence up to now says nothing any more, the second under way included.
+    fn drop_evidence(&self, route: &str) {
+        let last = self.plane.observe(route).and_then(|seen| seen.seconds.last().map(|second| second.at));
+        let mut now = self.now.lock();
+        if let Some(entry) = now.routes.get_mut(route) {
+            entry.after = Some(last.map_or(0, |last| last + 1));
+            entry.epoch += 1;
+            entry.judgement = None;
+        }
+    }
+
+    /// Makes a configuration live with the states its routes have, had, or start with.
+    fn install(&self, config: &Arc<Config>) -> Result<(), InstallError> {
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let start = |route: &Route| {
+            let live = now.routes.get(&route.name).map(|entry| entry.live.clone());
+            let recorded = || now.dormant.get(&route.name).cloned();
+            live.or_else(recorded).map(|known| (known, false)).unwrap_or_else(|| {
+                (Recorded { split: route.initial_split, revision: 1, latch: None }, true)
+            })
+        };
+        let starts: BTreeMap<String, (Recorded, bool)> =
+            config.routes.iter().map(|route| (route.name.clone(), start(route))).collect();
+        let states: BTreeMap<String, RouteState> =
+            starts.iter().map(|(route, (recorded, _))| (route.clone(), recorded.state())).collect();
+        // Under the lock: a rollback in between would be undone by the states we hand over.
+        self.plane.install(config, &states)?;
+
+        let at = OffsetDateTime::now_utc();
+        let mut entries = std::mem::take(&mut now.routes);
+        for (route, (recorded, new)) in starts {
+            now.dormant.remove(&route);
+            if new {
+                let initial = Change {
+                    action: "initial",
+                    route: route.clone(),
+                    actor: Actor::internal("configuration"),
+                    reason: String::new(),
+                };
+                let row = AuditRow { before: None, ..initial.row(&recorded, &recorded, at) };
+                now.queue(Row::Audit(Box::new(row)));
+                now.unrecorded.insert(route.clone());
+            }
+            let entry = entries.remove(&route).unwrap_or_else(|| Entry::new(recorded));
+            now.routes.insert(route, entry);
+        }
+        now.dormant.extend(entries.into_iter().map(|(route, entry)| (route, entry.live)));
+        now.config = config.clone();
+        Ok(())
+    }
+
+    /// Writes what the disk does not have, and a loosened state that is not live yet.
+    async fn write(
+        &self,
+        _turn: &Turn<'_, ()>,
+        loosened: Option<(&str, &Recorded, AuditRow)>,
+    ) -> Result<(), StoreError> {
+        let (mut batch, last_row) = self.now.lock().batch();
+        if let Some((route, recorded, row)) = loosened {
+            batch.states.insert(route.to_owned(), recorded.clone());
+            batch.audit.push(row);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (store, batch) = (self.store.clone(), Arc::new(batch));
+        let written = {
+            let batch = batch.clone();
+            blocking(move || store.record(&batch)).await
+        };
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        match &written {
+            Ok(()) => {
+                for (route, recorded) in &batch.states {
+                    if now.live(route) == Some(recorded) {
+                        now.unrecorded.remove(route);
+                    }
+                }
+                now.rows.retain(|(number, _)| *number > last_row);
+                if now.failing.take().is_some() {
+                    info!("State file can be written again");
+                    let what = Happened::Recording { works: true, reason: String::new() };
+                    now.announcer.announce(OffsetDateTime::now_utc(), what);
+                }
+            }
+            Err(error) => {
+                let reason = with_sources(error);
+                if now.failing.is_none() {
+                    error!(error = %reason, "State file cannot be written; trying again every second");
+                    let what = Happened::Recording { works: false, reason: reason.clone() };
+                    now.announcer.announce(OffsetDateTime::now_utc(), what);
+                }
+                now.failing = Some(reason);
+            }
+        }
+        written
+    }
+
+    fn audit_refusal(&self, change: &Change, after: Option<Split>, refusal: Refusal) -> Refusal {
+        self.refused(change.action, Some(&change.route), after, &change.actor, &refusal.to_string());
+        refusal
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.wake_recorder.notify_one();
+    }
+}
+
+impl Now {
+    fn live(&self, route: &str) -> Option<&Recorded> {
+        self.routes.get(route).map(|entry| &entry.live).or_else(|| self.dormant.get(route))
+    }
+
+    fn view(&self, route: &str) -> Option<RouteView> {
+        let entry = self.routes.get(route)?;
+        Some(RouteView {
+            route: route.to_owned(),
+            recorded: entry.live.clone(),
+            persisted: !self.unrecorded.contains(route),
+            judgement: entry.judgement.clone(),
+        })
+    }
+
+    fn unknown(&self, route: &str) -> Refusal {
+        let known = self.config.routes.iter().map(|route| route.name.clone()).collect();
+        Refusal::UnknownRoute { route: route.to_owned(), known }
+    }
+
+    fn queue(&mut self, row: Row) {
+        if self.rows.len() == ROWS_WAITING {
+            self.rows.pop_front();
+            self.rows_dropped += 1;
+        }
+        self.rows_seen += 1;
+        self.rows.push_back((self.rows_seen, row));
+    }
+
+    /// All that the disk does not have, and the number of the last row in it.
+    fn batch(&self) -> (Batch, u64) {
+        let state = |route: &String| Some((route.clone(), self.live(route)?.clone()));
+        let mut batch = Batch { states: self.unrecorded.iter().filter_map(state).collect(), ..Batch::default() };
+        for (_, row) in &self.rows {
+            match row.clone() {
+                Row::Audit(row) => batch.audit.push(*row),
+                Row::Incident(row) => batch.incidents.push(row),
+            }
+        }
+        (batch, self.rows_seen)
+    }
+}
+
+enum Step {
+    /// Live, or nothing to do; what is left is the disk.
+    Done,
+    Raise(Recorded),
+}
+
+struct Change {
+    action: &'static str,
+    route: String,
+    actor: Actor,
+    reason: String,
+}
+
+impl Change {
+    fn row(&self, before: &Recorded, after: &Recorded, at: OffsetDateTime) -> AuditRow {
+        AuditRow {
+            at: rfc3339(at),
+            actor: self.actor.name.clone(),
+            from: self.actor.from.clone(),
+            action: self.action.to_owned(),
+            route: Some(self.route.clone()),
+            before: Some(before.split),
+            after: Some(after.split),
+            revision: Some(after.revision),
+            outcome: "done".to_owned(),
+            reason: self.reason.clone(),
+        }
+    }
+
+    fn happened(&self, before: &Recorded, after: &Recorded) -> Happened {
+        let (route, actor, reason) = (self.route.clone(), self.actor.name.clone(), self.reason.clone());
+        if self.action == "reset" {
+            return Happened::Reset { route, revision: after.revision, actor, reason };
+        }
+        Happened::Split {
+            route,
+            action: self.action.to_owned(),
+            revision: after.revision,
+            before: before.split,
+            green_percentage: after.split,
+            latched: after.latch.is_some(),
+            actor,
+            reason,
+        }
+    }
+
+    fn log(&self, before: &Recorded, after: &Recorded) {
+        info!(
+            route = %self.route,
+            action = self.action,
+            before = %before.split,
+            after = %after.split,
+            revision = after.revision,
+            latched = after.latch.is_some(),
+            actor = %self.actor.name,
+            from = %self.actor.from,
+            reason = %self.reason,
+            "Split state changed"
+        );
+    }
+}
+
+/// Runs a change to its end, even when its caller goes away half-way: a dropped request must not leave the disk and the
+/// live state apart.
+async fn detached<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::spawn(change).await.unwrap_or(Err(Refusal::Abandoned))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Other("the operation was abandoned; try it again".to_owned())))
+}
+
+/// Records in the background: trips, refused attempts, and whatever could not be written.
+async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
+    loop {
+        wake.notified().await;
+        loop {
+            let Some(control) = control.upgrade() else { return };
+            if control.flush().await.is_ok() {
+                break;
+            }
+            drop(control);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An error with all that caused it, on one line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,168 @@
+//! What the control plane tells whoever listens, and the record of a trip.
+
+use std::sync::Arc;
+
+use config::Split;
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::broadcast;
+use utoipa::ToSchema;
+
+use crate::{ArmEvidence, Evidence, Judgement, Recorded, Verdict, percent};
+
+/// Something that happened, numbered from 1 in the order it did.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Event {
+    pub number: u64,
+    /// RFC 3339.
+    pub at: String,
+    #[serde(flatten)]
+    pub what: Happened,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Happened {
+    /// A route's split changed, by `action`: `split` or `rollback`. A trip has an event of its own.
+    Split {
+        route: String,
+        action: String,
+        revision: u64,
+        #[serde(serialize_with = "percent::serialize")]
+        #[schema(value_type = f64)]
+        before: Split,
+        #[serde(serialize_with = "percent::serialize")]
+        #[schema(value_type = f64)]
+        green_percentage: Split,
+        latched: bool,
+        actor: String,
+        reason: String,
+    },
+    /// The guard changed its mind.
+    Verdict { route: String, was: Option<Verdict>, verdict: Verdict, reason: String },
+    /// Green broke its promises and was taken off.
+    Trip { incident: Box<Incident> },
+    Reset { route: String, revision: u64, actor: String, reason: String },
+    /// A changed configuration went live (`done`), or did not (`refused`).
+    Reload { outcome: String, routes: Vec<String>, reason: String },
+    /// The state file can (not) be written.
+    Recording { works: bool, reason: String },
+}
+
+impl Happened {
+    /// The name of the server-sent event; the same as `type` in its data.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Split { .. } => "split",
+            Self::Verdict { .. } => "verdict",
+            Self::Trip { .. } => "trip",
+            Self::Reset { .. } => "reset",
+            Self::Reload { .. } => "reload",
+            Self::Recording { .. } => "recording",
+        }
+    }
+}
+
+/// One trip, with everything it rested on.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Incident {
+    #[schema(example = "20260131T101502Z-shop-7")]
+    pub id: String,
+    pub route: String,
+    /// RFC 3339.
+    pub at: String,
+    pub verdict: Verdict,
+    /// A sentence.
+    pub reason: String,
+    pub rules: Vec<Evidence>,
+    pub window_seconds: u64,
+    pub counts: Counts,
+    pub blue_p95_ms: Option<f64>,
+    pub green_p95_ms: Option<f64>,
+    /// Green's share before the trip, in per cent; afterwards it is 0.
+    #[serde(serialize_with = "percent::serialize")]
+    #[schema(value_type = f64)]
+    pub split_before: Split,
+    /// That of the state the trip made.
+    pub revision: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Counts {
+    pub blue: ArmEvidence,
+    pub green: ArmEvidence,
+}
+
+impl Incident {
+    /// `tripped`: the state the trip made.
+    pub(crate) fn new(route: &str, judgement: &Judgement, before: Split, tripped: &Recorded, at: OffsetDateTime) -> Self {
+        let (date, time) = (at.date(), at.time());
+        Self {
+            id: format!(
+                "{:04}{:02}{:02}T{:02}{:02}{:02}Z-{route}-{}",
+                date.year(),
+                u8::from(date.month()),
+                date.day(),
+                time.hour(),
+                time.minute(),
+                time.second(),
+                tripped.revision
+            ),
+            route: route.to_owned(),
+            at: rfc3339(at),
+            verdict: judgement.verdict,
+            reason: judgement.reason.clone(),
+            rules: judgement.rules.clone(),
+            window_seconds: judgement.window_seconds,
+            counts: Counts { blue: judgement.blue.clone(), green: judgement.green.clone() },
+            blue_p95_ms: judgement.blue.p95_ms,
+            green_p95_ms: judgement.green.p95_ms,
+            split_before: before,
+            revision: tripped.revision,
+        }
+    }
+}
+
+/// UTC to the millisecond.
+pub(crate) fn rfc3339(at: OffsetDateTime) -> String {
+    let milliseconds = u32::from(at.millisecond());
+    let at = at.replace_nanosecond(milliseconds * 1_000_000).unwrap_or(at);
+    at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}
+
+/// Sends events to all listeners. A listener that falls more than [`EVENTS_KEPT`] behind loses the oldest and is told
+/// how many.
+#[derive(Debug)]
+pub(crate) struct Announcer {
+    sender: broadcast::Sender<Arc<Event>>,
+    last: u64,
+}
+
+const EVENTS_KEPT: usize = 256;
+
+impl Announcer {
+    pub(crate) fn new() -> Self {
+        Self { sender: broadcast::Sender::new(EVENTS_KEPT), last: 0 }
+    }
+
+    pub(crate) fn announce(&mut self, at: OffsetDateTime, what: Happened) {
+        self.last += 1;
+        // Fails only where nobody listens.
+        let _ = self.sender.send(Arc::new(Event { number: self.last, at: rfc3339(at), what }));
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.sender.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_to_the_millisecond() {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(1_769_854_502_123_456_789).unwrap();
+        assert_eq!(rfc3339(at), "2026-01-31T10:15:02.123Z");
+    }
+}

@@ -1,0 +1,441 @@
+//! Judges green: `pass`, `unknown` or `breach`, with the evidence in the answer. No I/O, no clock, no memory.
+//!
+//! Every rule is the same question: is green's share of bad events above the allowed share, beyond chance? The bound
+//! is Chernoff's (the relative entropy between what was seen and what is allowed), which holds for every sample size.
+//! It must hold whichever second of the window is left out, so that one stalled second never trips a route, while a
+//! green that fails altogether does so in its second or third.
+
+mod bound;
+
+use std::sync::Arc;
+
+use bound::{CERTAIN_NATS, TAIL_NATS};
+use config::Guard;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{Outcome, SECONDS_KEPT, Second, Tally};
+
+/// What the guard thinks of green.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Enough was seen, and it is within the limits.
+    Pass,
+    /// Too little was seen to say; or it is above a limit, but not yet beyond chance.
+    Unknown,
+    /// Above a limit beyond chance.
+    Breach,
+}
+
+impl Verdict {
+    /// `pass`, `unknown`, `breach`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Unknown => "unknown",
+            Self::Breach => "breach",
+        }
+    }
+}
+
+/// A verdict and what it rests on.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    /// A sentence.
+    pub reason: String,
+    /// Seconds that were looked at: the policy's window, or less after a start or a reset.
+    pub window_seconds: u64,
+    pub rules: Vec<Evidence>,
+    pub blue: ArmEvidence,
+    pub green: ArmEvidence,
+}
+
+/// One rule's verdict and numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Evidence {
+    #[schema(value_type = String, example = "error_rate")]
+    pub rule: &'static str,
+    pub verdict: Verdict,
+    /// A sentence.
+    pub reason: String,
+    /// From the configuration, in the rule's own unit: a share, or a ratio.
+    pub limit: f64,
+    /// What `limit` is compared with by eye; null when there is nothing to divide by.
+    pub observed: Option<f64>,
+    /// Bad events of green, and the events they are part of.
+    pub bad: u64,
+    pub of: u64,
+    /// The share of bad events that the limit allows.
+    pub allowed_share: f64,
+    /// What the true share of bad events is at least, all but certainly, whichever second is left out. A breach is when
+    /// it is above `allowed_share`. Null below the minimum.
+    pub share_at_least: Option<f64>,
+    /// Events each side must have before the rule judges; 0: that side is not asked.
+    pub minimum_blue: u64,
+    pub minimum_green: u64,
+    pub blue: u64,
+    pub green: u64,
+    pub blue_p95_ms: Option<f64>,
+    pub green_p95_ms: Option<f64>,
+    /// Milliseconds that a request of green must exceed to count as bad (`p95_ratio`).
+    pub threshold_ms: Option<f64>,
+}
+
+/// One arm's counts over the window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub struct ArmEvidence {
+    pub dispatched: u64,
+    pub ok: u64,
+    pub unreachable: u64,
+    pub refused: u64,
+    pub broken: u64,
+    pub timeout: u64,
+    pub client_gone: u64,
+    pub fallbacks: u64,
+    /// Failed share of those that say something about the arm, 0 to 1.
+    pub error_rate: Option<f64>,
+    pub p50_ms: Option<f64>,
+    pub p95_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+}
+
+impl ArmEvidence {
+    pub fn of(tally: &Tally) -> Self {
+        Self {
+            dispatched: tally.dispatched,
+            ok: tally.count(Outcome::Ok),
+            unreachable: tally.count(Outcome::Unreachable),
+            refused: tally.count(Outcome::Refused),
+            broken: tally.count(Outcome::Broken),
+            timeout: tally.count(Outcome::Timeout),
+            client_gone: tally.count(Outcome::ClientGone),
+            fallbacks: tally.fallbacks,
+            error_rate: tally.error_rate(),
+            p50_ms: quantile_ms(tally, 0.5),
+            p95_ms: quantile_ms(tally, 0.95),
+            p99_ms: quantile_ms(tally, 0.99),
+        }
+    }
+}
+
+/// Judges green by the policy's window of whole seconds.
+///
+/// `seconds`: all that the plane remembers, oldest first. `after`: only seconds whose `at` is above it are evidence;
+/// a reset raises it. `None`: all are.
+pub fn judge(policy: &Guard, seconds: &[Arc<Second>], after: Option<u64>) -> Judgement {
+    let evidence = &seconds[seconds.partition_point(|second| after.is_some_and(|after| second.at <= after))..];
+    let window_seconds = policy.window.as_secs().clamp(1, SECONDS_KEPT as u64) as usize;
+    let window = &evidence[evidence.len().saturating_sub(window_seconds)..];
+
+    let (blue, green) = (sum(window, |second| &second.blue), sum(window, |second| &second.green));
+    let rules = vec![
+        error_rate(policy, window, &green),
+        p95_ratio(policy, window, &blue, &green),
+        no_answers(policy, window_seconds, evidence),
+    ];
+    let (verdict, reason) = conclude(&rules);
+    Judgement {
+        verdict,
+        reason,
+        window_seconds: window.len() as u64,
+        rules,
+        blue: ArmEvidence::of(&blue),
+        green: ArmEvidence::of(&green),
+    }
+}
+
+/// One breach is a breach. A pass needs the error rate, and no rule that has enough to go by and still cannot say.
+fn conclude(rules: &[Evidence]) -> (Verdict, String) {
+    let undecided = |rule: &&Evidence| {
+        rule.verdict == Verdict::Unknown && (rule.rule == ERROR_RATE || rule.share_at_least.is_some())
+    };
+    let breaches: Vec<&Evidence> = rules.iter().filter(|rule| rule.verdict == Verdict::Breach).collect();
+    if !breaches.is_empty() {
+        let reasons: Vec<&str> = breaches.iter().map(|rule| rule.reason.as_str()).collect();
+        return (Verdict::Breach, reasons.join("; "));
+    }
+    match rules.iter().find(undecided) {
+        Some(rule) => (Verdict::Unknown, rule.reason.clone()),
+        None => (Verdict::Pass, "green is within its limits".to_owned()),
+    }
+}
+
+const ERROR_RATE: &str = "error_rate";
+const P95_RATIO: &str = "p95_ratio";
+const NO_ANSWERS: &str = "no_answers";
+
+/// Green's failed share against an absolute limit; blue need not have any traffic.
+fn error_rate(policy: &Guard, window: &[Arc<Second>], green: &Tally) -> Evidence {
+    let limit = policy.max_error_rate;
+    let events: Vec<Events> = window
+        .iter()
+        .map(|second| Events { bad: second.green.failures(), of: second.green.judged() })
+        .collect();
+    let rule = Share { allowed: limit, minimum: policy.min_requests }.judge(&events);
+    let (bad, of, length) = (rule.bad, rule.of, window.len());
+    let share = percent(rule.share().unwrap_or_default());
+    let reason = match rule.verdict {
+        Verdict::Unknown if rule.at_least.is_none() => {
+            format!("green has {of} outcomes in the last {length} s; at least {} are needed", policy.min_requests)
+        }
+        Verdict::Unknown => format!(
+            "green failed {bad} of {of} ({share}) in the last {length} s; above the limit of {}, but not beyond chance",
+            percent(limit)
+        ),
+        Verdict::Pass => {
+            format!("green failed {bad} of {of} ({share}) in the last {length} s; the limit is {}", percent(limit))
+        }
+        Verdict::Breach => format!(
+            "green failed {bad} of {of} ({share}) in the last {length} s; its error rate is at least {}, the limit is {}",
+            percent(rule.at_least.unwrap_or_default()),
+            percent(limit)
+        ),
+    };
+    Evidence {
+        limit,
+        observed: rule.share(),
+        minimum_green: policy.min_requests,
+        blue: sum(window, |second| &second.blue).judged(),
+        green: green.judged(),
+        ..rule.evidence(ERROR_RATE, reason)
+    }
+}
+
+/// Green's p95 against blue's over the same window. That green's p95 is above a time is the same as more than 5 % of
+/// green being slower than that time, which only takes counting. The time is the ratio times an upper bound of blue's
+/// p95 (an order statistic), so that blue's own luck does not trip green.
+fn p95_ratio(policy: &Guard, window: &[Arc<Second>], blue: &Tally, green: &Tally) -> Evidence {
+    let limit = policy.max_p95_ratio;
+    let (blue_count, green_count) = (blue.latency_us.len(), green.latency_us.len());
+    let minimum_blue = policy.min_requests.max(bound::smallest_sample(TAIL, TAIL_NATS));
+    let p95 = |tally| quantile_ms(tally, 1.0 - TAIL);
+    let observed = p95(green).zip(p95(blue)).map(|(green, blue)| green / blue.max(0.001));
+
+    let threshold_us = (blue_count >= minimum_blue)
+        .then(|| bound::upper_rank(blue_count, TAIL, TAIL_NATS))
+        .flatten()
+        .map(|rank| value_at_rank(&blue.latency_us, rank) as f64 * limit);
+    let mut rule = match threshold_us {
+        Some(threshold) => {
+            let events: Vec<Events> = window
+                .iter()
+                .map(|second| &second.green.latency_us)
+                .map(|latency| Events { bad: count_above(latency, threshold), of: latency.len() })
+                .collect();
+            Share { allowed: TAIL, minimum: policy.min_requests }.judge(&events)
+        }
+        None => Judged { verdict: Verdict::Unknown, bad: 0, of: green_count, allowed: TAIL, at_least: None },
+    };
+    // The bound on blue is looser than what is seen by eye: between the two nobody can say.
+    if rule.verdict == Verdict::Pass && observed.is_some_and(|observed| observed > limit) {
+        rule.verdict = Verdict::Unknown;
+    }
+    let (bad, of, length) = (rule.bad, rule.of, window.len());
+    let ratio = observed.unwrap_or_default();
+    let reason = match rule.verdict {
+        Verdict::Unknown if rule.at_least.is_none() => format!(
+            "blue has {blue_count} and green {green_count} latencies in the last {length} s; at least {minimum_blue} and \
+             {} are needed",
+            policy.min_requests
+        ),
+        Verdict::Unknown => format!(
+            "green's p95 is {ratio:.2} times blue's in the last {length} s; above the limit of {limit}, but not beyond \
+             chance"
+        ),
+        Verdict::Pass => {
+            format!("green's p95 is {ratio:.2} times blue's in the last {length} s; the limit is {limit}")
+        }
+        Verdict::Breach => format!(
+            "green's p95 is {ratio:.2} times blue's in the last {length} s, the limit is {limit}; {bad} of {of} took \
+             longer than {:.1} ms",
+            threshold_us.unwrap_or_default() / 1000.0
+        ),
+    };
+    Evidence {
+        limit,
+        observed,
+        minimum_blue,
+        minimum_green: policy.min_requests,
+        blue: blue_count,
+        green: green_count,
+        blue_p95_ms: p95(blue),
+        green_p95_ms: p95(green),
+        threshold_ms: threshold_us.map(|us| us / 1000.0),
+        ..rule.evidence(P95_RATIO, reason)
+    }
+}
+
+/// The share of requests above a p95.
+const TAIL: f64 = 0.05;
+
+/// Green takes requests and answers none of them. Whether that is a fault depends on the traffic, for a WebSocket may
+/// stay open for days: blue, or green before, must have answered at least half of theirs.
+fn no_answers(policy: &Guard, window_seconds: usize, evidence: &[Arc<Second>]) -> Evidence {
+    let blue_all = sum(evidence, |second| &second.blue);
+    let green_all = sum(evidence, |second| &second.green);
+    // Nobody answers faster than it can: what takes blue long may take green long.
+    let slowest = |tally: &Tally| tally.quantile_us(0.99).unwrap_or_default();
+    let slow_seconds = 2 * slowest(&blue_all).max(slowest(&green_all)).div_ceil(1_000_000);
+    let grace = (GRACE_SECONDS + slow_seconds).min(SECONDS_KEPT as u64) as usize;
+
+    let (before, young) = evidence.split_at(evidence.len().saturating_sub(grace));
+    let (past, old) = before.split_at(before.len().saturating_sub(window_seconds));
+    let green_old = sum(old, |second| &second.green);
+    let answered = answers(&green_old) + answers(&sum(young, |second| &second.green));
+
+    let blue_now = sum(&evidence[past.len()..], |second| &second.blue);
+    let blue_silent = blue_now.dispatched >= policy.min_requests && answers(&blue_now) == 0;
+    let shares = [&blue_all, &sum(past, |second| &second.green)].map(|tally| {
+        let share = answers(tally) as f64 / tally.dispatched.max(1) as f64;
+        (tally.dispatched >= policy.min_requests.max(1)).then_some(share.min(1.0))
+    });
+    let usual_share = shares.into_iter().flatten().fold(0.0, f64::max);
+    let comparable = usual_share >= 0.5 && !blue_silent;
+
+    let events: Vec<Events> = old
+        .iter()
+        .map(|second| second.green.dispatched)
+        .map(|dispatched| Events { bad: if answered == 0 { dispatched } else { 0 }, of: dispatched })
+        .collect();
+    let mut rule = Share { allowed: 1.0 - usual_share / 2.0, minimum: policy.min_requests }.judge(&events);
+    if rule.verdict == Verdict::Breach && !comparable {
+        (rule.verdict, rule.at_least) = (Verdict::Unknown, None);
+    }
+    let reason = match rule.verdict {
+        Verdict::Breach => format!("green was sent {} and has answered none of them after {grace} s", rule.of),
+        Verdict::Unknown if rule.of < policy.min_requests => {
+            format!("green was sent {} more than {grace} s ago; at least {} are needed", rule.of, policy.min_requests)
+        }
+        Verdict::Unknown => {
+            format!("green was sent {} and has answered none; nor is it known that it should have", rule.of)
+        }
+        Verdict::Pass => "green answers".to_owned(),
+    };
+    Evidence {
+        limit: 0.0,
+        observed: (rule.of > 0).then(|| answered as f64 / rule.of as f64),
+        minimum_green: policy.min_requests,
+        blue: blue_all.dispatched,
+        green: green_old.dispatched,
+        ..rule.evidence(NO_ANSWERS, reason)
+    }
+}
+
+/// What green was sent this many seconds ago or later need not be answered yet.
+const GRACE_SECONDS: u64 = 5;
+
+/// Whatever came back, be it only the head of an answer.
+fn answers(tally: &Tally) -> u64 {
+    (tally.judged() + tally.count(Outcome::ClientGone)).max(tally.latency_us.len())
+}
+
+/// Bad events of one second, and the events they are part of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Events {
+    bad: u64,
+    of: u64,
+}
+
+/// The one question that every rule asks.
+struct Share {
+    allowed: f64,
+    minimum: u64,
+}
+
+struct Judged {
+    verdict: Verdict,
+    bad: u64,
+    of: u64,
+    allowed: f64,
+    at_least: Option<f64>,
+}
+
+impl Share {
+    fn judge(&self, seconds: &[Events]) -> Judged {
+        let (bad, of) = seconds.iter().fold((0_u64, 0_u64), |(bad, of), second| {
+            (bad.saturating_add(second.bad), of.saturating_add(second.of))
+        });
+        let at_least = (of >= self.minimum.max(1)).then(|| {
+            let without = |second: &Events| {
+                bound::at_least(bad.saturating_sub(second.bad), of.saturating_sub(second.of), CERTAIN_NATS)
+            };
+            seconds.iter().map(without).fold(f64::INFINITY, f64::min)
+        });
+        let verdict = match at_least {
+            None => Verdict::Unknown,
+            Some(at_least) if at_least > self.allowed => Verdict::Breach,
+            Some(_) if bad as f64 > self.allowed * of as f64 => Verdict::Unknown,
+            Some(_) => Verdict::Pass,
+        };
+        Judged { verdict, bad, of, allowed: self.allowed, at_least }
+    }
+}
+
+impl Judged {
+    fn share(&self) -> Option<f64> {
+        (self.of > 0).then(|| self.bad as f64 / self.of as f64)
+    }
+
+    /// What all rules have in common; the caller adds what is its own.
+    fn evidence(self, rule: &'static str, reason: String) -> Evidence {
+        Evidence {
+            rule,
+            verdict: self.verdict,
+            reason,
+            limit: self.allowed,
+            observed: None,
+            bad: self.bad,
+            of: self.of,
+            allowed_share: self.allowed,
+            share_at_least: self.at_least,
+            minimum_blue: 0,
+            minimum_green: 0,
+            blue: 0,
+            green: 0,
+            blue_p95_ms: None,
+            green_p95_ms: None,
+            threshold_ms: None,
+        }
+    }
+}
+
+fn sum<'a>(seconds: &'a [Arc<Second>], arm: impl Fn(&'a Second) -> &'a Tally) -> Tally {
+    let mut total = Tally::default();
+    for second in seconds {
+        total.add(arm(second));
+    }
+    total
+}
+
+fn quantile_ms(tally: &Tally, quantile: f64) -> Option<f64> {
+    tally.quantile_us(quantile).map(|us| us as f64 / 1000.0)
+}
+
+/// The value, at most, of the sample with this rank, counted from 1.
+fn value_at_rank(latency_us: &Histogram<u64>, rank: u64) -> u64 {
+    let mut below = 0_u64;
+    for step in latency_us.iter_recorded() {
+        below += step.count_at_value();
+        if below >= rank {
+            return latency_us.highest_equivalent(step.value_iterated_to());
+        }
+    }
+    latency_us.max()
+}
+
+/// How many samples are above a time, not counting those that only may be.
+fn count_above(latency_us: &Histogram<u64>, threshold_us: f64) -> u64 {
+    // Not `count_between`: beyond the highest bucket in use it answers with the count of that bucket.
+    latency_us
+        .iter_recorded()
+        .filter(|step| latency_us.lowest_equivalent(step.value_iterated_to()) as f64 > threshold_us)
+        .map(|step| step.count_at_value())
+        .sum()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}

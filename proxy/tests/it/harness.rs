@@ -1,0 +1,245 @@
+//! What the tests share: the program under test, free ports, waiting for conditions, and an admin client.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::{self, Instant};
+
+/// How long anything may take that is expected to happen.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// An address on loopback that nobody listens on, and that the system will not hand out by itself for a while.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Waits until `condition` gives a value; panics with `what` when it does not in time.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(value) = condition().await {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what} ({caller})");
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// A running `crossfade run`, ended with the test.
+pub(crate) struct Crossfade {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    pub(crate) admin: Admin,
+    /// Holds the configuration and the state; kept for restarts.
+    pub(crate) dir: TempDir,
+}
+
+impl Crossfade {
+    /// Starts it on `routes`, the `[[route]]` part of a configuration, and waits until it is ready.
+    pub(crate) async fn start(routes: &str) -> Self {
+        Self::start_with("", routes).await
+    }
+
+    /// The same, with further lines: top-level tables such as `[server]`.
+    pub(crate) async fn start_with(more: &str, routes: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let admin = free_address();
+        fs::write(dir.path().join("crossfade.toml"), configuration(admin, more, routes)).unwrap();
+        Self::start_in(dir, admin).await
+    }
+
+    /// Starts it on a folder that holds a `crossfade.toml` whose admin API is at `admin`.
+    pub(crate) async fn start_in(dir: TempDir, admin: SocketAddr) -> Self {
+        let (child, log) = spawn(&dir);
+        let mut crossfade = Self { child, log, admin: Admin::new(admin), dir };
+        crossfade.ready().await;
+        crossfade
+    }
+
+    /// Ends it as `kill -9` does and starts it again on the same configuration and state.
+    pub(crate) async fn kill_and_restart(&mut self) {
+        self.kill();
+        (self.child, self.log) = spawn(&self.dir);
+        self.ready().await;
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Writes a new `[[route]]` part into the configuration.
+    pub(crate) fn rewrite(&self, more: &str, routes: &str) {
+        // A file appears whole or not at all: the watcher must not see half of it.
+        let (draft, file) = (self.dir.path().join("draft"), self.config_path());
+        fs::write(&draft, configuration(self.admin.address, more, routes)).unwrap();
+        fs::rename(draft, file).unwrap();
+    }
+
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.dir.path().join("crossfade.toml")
+    }
+
+    pub(crate) fn state_path(&self) -> PathBuf {
+        self.dir.path().join("crossfade.db")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by name: `TERM`, `HUP`.
+    pub(crate) fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap().success());
+    }
+
+    /// Waits for the process to end by itself; its exit code.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        eventually("crossfade ends", async || child.try_wait().unwrap()).await.code()
+    }
+
+    /// The log so far, a line each.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line of the log that holds `text`.
+    pub(crate) async fn logged(&self, text: &str) -> String {
+        eventually(&format!("the log says {text:?}"), async || self.log().into_iter().find(|line| line.contains(text)))
+            .await
+    }
+
+    async fn ready(&mut self) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("crossfade ended with {status}:\n{}", self.log().join("\n"));
+            }
+            if self.admin.try_get("/ready").await.is_some_and(|(status, _)| status == StatusCode::OK) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "crossfade is not ready:\n{}", self.log().join("\n"));
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Crossfade {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("crossfade's log:\n{}", self.log().join("\n"));
+        }
+    }
+}
+
+fn configuration(admin: SocketAddr, more: &str, routes: &str) -> String {
+    format!("[admin]\nlisten = \"{admin}\"\nstate = \"crossfade.db\"\n{more}\n{routes}\n")
+}
+
+/// The program under test.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crossfade"));
+    command.env_remove("CROSSFADE_ADMIN").env_remove("RUST_LOG");
+    command
+}
+
+fn spawn(dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>) {
+    let mut child = program()
+        .args(["run", "--config"])
+        .arg(dir.path().join("crossfade.toml"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let kept = Arc::clone(&log);
+    thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
+    (child, log)
+}
+
+/// The admin API as a person with curl uses it.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) address: SocketAddr,
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+}
+
+impl Admin {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.try_get(path).await.expect("the admin API answers")
+    }
+
+    async fn try_get(&self, path: &str) -> Option<(StatusCode, Value)> {
+        self.call(Method::GET, path, String::new()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        self.call(Method::POST, path, body.to_string()).await.expect("the admin API answers")
+    }
+
+    /// Sets green's share and insists on success.
+    #[track_caller]
+    pub(crate) fn split(&self, route: &str, green: f64) -> impl Future<Output = Value> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let wanted = serde_json::json!({ "route": route, "green_percentage": green });
+            let (status, answer) = self.post("/traffic-split", &wanted).await;
+            assert_eq!(status, StatusCode::OK, "{answer} ({caller})");
+            answer
+        }
+    }
+
+    /// Green's share of a route, in per cent.
+    pub(crate) async fn green(&self, route: &str) -> f64 {
+        let (status, state) = self.get(&format!("/traffic-split?route={route}")).await;
+        assert_eq!(status, StatusCode::OK, "{state}");
+        state["green"]["percentage"].as_f64().unwrap()
+    }
+
+    /// `/status` of one route.
+    pub(crate) async fn status(&self, route: &str) -> Value {
+        let (status, all) = self.get("/status").await;
+        assert_eq!(status, StatusCode::OK, "{all}");
+        all["routes"].as_array().unwrap().iter().find(|state| state["route"] == route).cloned().unwrap()
+    }
+
+    async fn call(&self, method: Method, path: &str, body: String) -> Option<(StatusCode, Value)> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .header("content-type", "application/json")
+            .body(Full::from(body))
+            .unwrap();
+        let response = time::timeout(DEADLINE, self.client.request(request)).await.ok()?.ok()?;
+        let status = response.status();
+        let body = response.into_body().collect().await.ok()?.to_bytes();
+        Some((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+}
