@@ -665,6 +665,7 @@ impl Control {
                     now.announcer.announce(OffsetDateTime::now_utc(), what);
                 }
                 now.failing = Some(reason);
+                self.wake_recorder.notify_one();
             }
         }
         written

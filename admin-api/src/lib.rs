@@ -1,5 +1,24 @@
 //! The control plane: HTTP API, guard, state database, incidents.
+//!
+//! Read in this order: the data plane reports what it saw (`plane`), the guard judges it (`guard`, asked once a second by
+//! `guardian`), a split changes in one place (`control`), is remembered (`store`), announced (`event`), and people see
+//! and steer all of it (`api`).
 
 mod plane;
 
+mod guard;
+mod guardian;
+
+mod control;
+mod event;
+mod percent;
+mod store;
+
+pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
+pub use event::{Counts, Event, Happened, Incident};
+pub use guard::{ArmEvidence, Evidence, Judgement, Verdict, judge};
+pub use guardian::Guardian;
 pub use plane::*;
+pub use store::{
+    AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, Sqlite, StateStore, StoreError,
+};

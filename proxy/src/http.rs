@@ -76,10 +76,11 @@ impl Engine {
             tls: accepted.transport.is_tls(),
             listener: accepted.listener,
             answered: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
         });
         let is_h2 = accepted.transport.alpn() == Some(b"h2");
-        let mut stream = RequestStream::new(accepted.transport, connection.digest());
+        let mut stream = RequestStream::new(accepted.transport, Arc::clone(&connection));
         if is_h2 {
             return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
         }
@@ -215,6 +216,8 @@ struct Connection {
     listener: usize,
     /// HTTP/1: the response's header has come.
     answered: AtomicBool,
+    /// HTTP/1: the arm has agreed to an upgrade.
+    tunnel: AtomicBool,
     /// HTTP/1: given up because no response's header came.
     overdue: AtomicBool,
 }

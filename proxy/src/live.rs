@@ -23,7 +23,8 @@ use crate::{
 /// All routes, by listener.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
-    /// In the order of [`sockets_of`]. Fixed from start to end of the process.
+    /// In the order of [`sockets_of`] at the start of the process, whatever the order of routes in a file read later:
+    /// the accepting loops hold indexes into this.
     pub(crate) listeners: Vec<Listener>,
     pub(crate) routes: BTreeMap<String, Arc<Route>>,
 }
@@ -31,6 +32,9 @@ pub(crate) struct Live {
 /// The routes of one socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Listener {
+    /// As configured: what a reload is matched by.
+    address: SocketAddr,
+    protocol: Protocol,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     /// The settings that hold before a route is known: those of the listener's first route.
     pub(crate) first: Arc<Route>,
@@ -149,7 +153,7 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
             Err(fault) => faults.push(format!("route[{index}].{fault}")),
         }
     }
-    let listeners = if faults.is_empty() { listeners(parts.config, &routes, &mut faults) } else { Vec::new() };
+    let listeners = if faults.is_empty() { listeners(parts, &routes, &mut faults) } else { Vec::new() };
     if !faults.is_empty() {
         return Err(InstallError(faults.join("\n")));
     }
@@ -215,11 +219,11 @@ fn addresses_of(endpoint: &config::Endpoint, addresses: &Addresses) -> Vec<Socke
     }
 }
 
-fn listeners(config: &Config, routes: &BTreeMap<String, Arc<Route>>, faults: &mut Vec<String>) -> Vec<Listener> {
+fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &mut Vec<String>) -> Vec<Listener> {
     let mut listeners = Vec::new();
-    for socket in sockets_of(config) {
+    for socket in in_the_order_of(&parts.previous.listeners, sockets_of(parts.config), faults) {
         let mut here: Vec<&Arc<Route>> =
-            socket.routes.iter().filter_map(|index| routes.get(&config.routes[*index].name)).collect();
+            socket.routes.iter().filter_map(|index| routes.get(&parts.config.routes[*index].name)).collect();
         let Some(first) = here.first().map(|route| Arc::clone(route)) else { continue };
         let tls = match tls::server_config(socket.protocol, here.iter().map(|route| &*route.settings)) {
             Ok(tls) => tls,
@@ -229,7 +233,14 @@ fn listeners(config: &Config, routes: &BTreeMap<String, Arc<Route>>, faults: &mu
             }
         };
         here.sort_by_key(|route| std::cmp::Reverse(route.settings.matching.path.len()));
-        let mut listener = Listener { tls, first, by_host: HashMap::new(), any_host: Vec::new() };
+        let mut listener = Listener {
+            address: socket.address,
+            protocol: socket.protocol,
+            tls,
+            first,
+            by_host: HashMap::new(),
+            any_host: Vec::new(),
+        };
         for route in here {
             match &route.settings.matching.host {
                 Some(host) => listener.by_host.entry(host.clone()).or_default().push(Arc::clone(route)),
@@ -239,6 +250,24 @@ fn listeners(config: &Config, routes: &BTreeMap<String, Arc<Route>>, faults: &mu
         listeners.push(listener);
     }
     listeners
+}
+
+/// `sockets` as the accepting loops know them. Listeners cannot change while they are open, so a socket too many or too
+/// few is a fault.
+fn in_the_order_of(open: &[Listener], mut sockets: Vec<Socket>, faults: &mut Vec<String>) -> Vec<Socket> {
+    if open.is_empty() {
+        return sockets;
+    }
+    let mut ordered = Vec::new();
+    for listener in open {
+        let same = |socket: &Socket| (socket.address, socket.protocol) == (listener.address, listener.protocol);
+        match sockets.iter().position(same) {
+            Some(position) => ordered.push(sockets.remove(position)),
+            None => faults.push(format!("listen {}: has no route any more; restart to close it", listener.address)),
+        }
+    }
+    faults.extend(sockets.iter().map(|new| format!("listen {}: is new; restart to open it", new.address)));
+    ordered
 }
 
 impl Live {

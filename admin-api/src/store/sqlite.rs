@@ -64,7 +64,7 @@ impl StateStore for Sqlite {
                     "SELECT json FROM incident WHERE ?1 IS NULL OR route = ?1 ORDER BY number DESC LIMIT ?2",
                 )?
                 .query_map(params![route, limit as i64], |row| row.get(0))?
-                .collect()
+                .collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(self.failed("reading"))
     }
@@ -99,7 +99,7 @@ impl StateStore for Sqlite {
                         reason: row.get(9)?,
                     })
                 })?
-                .collect()
+                .collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(self.failed("reading"))
     }

@@ -1,6 +1,9 @@
 //! The stages of a request, called by Pingora in its order: route and key → split → upstream → mirror → telemetry.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use admin_api::Outcome;
 use async_trait::async_trait;
@@ -67,7 +70,6 @@ pub(super) struct Ctx {
     status: Option<StatusCode>,
     latency_us: Option<u64>,
     grpc_status: Option<u16>,
-    tunnel: bool,
 }
 
 impl Ctx {
@@ -83,7 +85,7 @@ impl Ctx {
 
 impl Drop for Ctx {
     fn drop(&mut self) {
-        let overdue = self.connection.as_ref().is_some_and(|c| c.overdue.load(std::sync::atomic::Ordering::Relaxed));
+        let overdue = self.connection.as_ref().is_some_and(|c| c.overdue.load(Ordering::Relaxed));
         if let (true, Some(exchange)) = (overdue, &mut self.exchange) {
             exchange.judge(Outcome::Timeout, None);
         }
@@ -219,10 +221,12 @@ impl ProxyHttp for Service {
         ctx.latency_us = ctx.started.map(|started| started.elapsed().as_micros() as u64);
         ctx.grpc_status = grpc_status(&response.headers);
         if let Some(connection) = &ctx.connection {
-            connection.answered.store(true, std::sync::atomic::Ordering::Relaxed);
+            connection.answered.store(true, Ordering::Relaxed);
         }
-        ctx.tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
-        if ctx.tunnel {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            if let Some(connection) = &ctx.connection {
+                connection.tunnel.store(true, Ordering::Relaxed);
+            }
             // How long the tunnel lives, and who ends it, says nothing about the arm.
             if let Some(exchange) = &mut ctx.exchange {
                 exchange.judge(Outcome::Ok, ctx.latency_us);

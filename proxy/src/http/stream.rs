@@ -7,7 +7,7 @@ use std::{
     cmp,
     fmt, io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::LAME_DUCK;
+use super::{Connection, LAME_DUCK};
 use crate::{
     transport::Transport,
     wire::http1::{BodyLength, Head, Rejection, Scan, scan},
@@ -42,14 +42,16 @@ pub(super) struct RequestStream {
     /// Read and not handed to the engine yet.
     buffer: BytesMut,
     window: Window,
-    digest: Arc<ProxyDigest>,
+    connection: Arc<Connection>,
 }
 
 /// How much of what comes belongs to the current request.
 #[derive(Clone, Copy, Debug)]
 enum Window {
     Bytes(u64),
-    /// Its end is only known to the engine: a chunked body, a tunnel, HTTP/2.
+    /// Nothing until the engine has seen the arm agree (101): what comes before is not for the arm's HTTP parser.
+    Upgrade(u64),
+    /// Its end is only known to the engine: a chunked body, an open tunnel, HTTP/2.
     Open,
 }
 
@@ -67,8 +69,8 @@ pub(super) enum Next {
 }
 
 impl RequestStream {
-    pub(super) fn new(transport: Transport, digest: Arc<ProxyDigest>) -> Box<Self> {
-        Box::new(Self { transport, buffer: BytesMut::new(), window: Window::Bytes(0), digest })
+    pub(super) fn new(transport: Transport, connection: Arc<Connection>) -> Box<Self> {
+        Box::new(Self { transport, buffer: BytesMut::new(), window: Window::Bytes(0), connection })
     }
 
     /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
@@ -91,7 +93,8 @@ impl RequestStream {
                         self.window = match head.body {
                             BodyLength::None => Window::Bytes(head.length as u64),
                             BodyLength::Length(length) => Window::Bytes((head.length as u64).saturating_add(length)),
-                            BodyLength::Chunked | BodyLength::Upgrade => Window::Open,
+                            BodyLength::Upgrade => Window::Upgrade(head.length as u64),
+                            BodyLength::Chunked => Window::Open,
                         };
                         return Next::Head(head);
                     }
@@ -124,7 +127,7 @@ impl RequestStream {
     }
 
     fn take(&mut self, taken: u64) {
-        if let Window::Bytes(left) = &mut self.window {
+        if let Window::Bytes(left) | Window::Upgrade(left) = &mut self.window {
             *left -= taken;
         }
     }
@@ -145,8 +148,12 @@ impl AsyncRead for RequestStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let room = match this.window {
-            Window::Bytes(0) => return this.poll_beyond(cx),
-            Window::Bytes(left) => cmp::min(left, out.remaining() as u64) as usize,
+            Window::Upgrade(0) if this.connection.tunnel.load(Ordering::Relaxed) => {
+                this.window = Window::Open;
+                out.remaining()
+            }
+            Window::Bytes(0) | Window::Upgrade(0) => return this.poll_beyond(cx),
+            Window::Bytes(left) | Window::Upgrade(left) => cmp::min(left, out.remaining() as u64) as usize,
             Window::Open => out.remaining(),
         };
         if this.buffer.is_empty() {
@@ -227,7 +234,7 @@ impl GetTimingDigest for RequestStream {
 
 impl GetProxyDigest for RequestStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(Arc::clone(&self.digest))
+        Some(self.connection.digest())
     }
 }
 
