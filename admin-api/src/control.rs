@@ -319,12 +319,9 @@ impl Control {
                 continue;
             }
             match route.guard.filter(|_| entry.live.split > Split::NONE) {
-                Some(policy) => watched.push(Watched {
-                    route: route.name.clone(),
-                    policy,
-                    after: entry.after,
-                    epoch: entry.epoch,
-                }),
+                Some(policy) => {
+                    watched.push(Watched { route: route.name.clone(), policy, after: entry.after, epoch: entry.epoch })
+                }
                 None => entry.judgement = None,
             }
         }
@@ -417,12 +414,7 @@ impl Control {
         .collect()
     }
 
-    async fn change_split(
-        &self,
-        change: &Change,
-        split: Split,
-        if_match: Option<u64>,
-    ) -> Result<RouteView, Refusal> {
+    async fn change_split(&self, change: &Change, split: Split, if_match: Option<u64>) -> Result<RouteView, Refusal> {
         let audited = |refusal| self.audit_refusal(change, Some(split), refusal);
         // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
         let step = self.decide(change, split, if_match, None).map_err(audited)?;
@@ -588,9 +580,9 @@ impl Control {
         let start = |route: &Route| {
             let live = now.routes.get(&route.name).map(|entry| entry.live.clone());
             let recorded = || now.dormant.get(&route.name).cloned();
-            live.or_else(recorded).map(|known| (known, false)).unwrap_or_else(|| {
-                (Recorded { split: route.initial_split, revision: 1, latch: None }, true)
-            })
+            live.or_else(recorded)
+                .map(|known| (known, false))
+                .unwrap_or_else(|| (Recorded { split: route.initial_split, revision: 1, latch: None }, true))
         };
         let starts: BTreeMap<String, (Recorded, bool)> =
             config.routes.iter().map(|route| (route.name.clone(), start(route))).collect();

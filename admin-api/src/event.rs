@@ -39,14 +39,33 @@ pub enum Happened {
         reason: String,
     },
     /// The guard changed its mind.
-    Verdict { route: String, was: Option<Verdict>, verdict: Verdict, reason: String },
+    Verdict {
+        route: String,
+        was: Option<Verdict>,
+        verdict: Verdict,
+        reason: String,
+    },
     /// Green broke its promises and was taken off.
-    Trip { incident: Box<Incident> },
-    Reset { route: String, revision: u64, actor: String, reason: String },
+    Trip {
+        incident: Box<Incident>,
+    },
+    Reset {
+        route: String,
+        revision: u64,
+        actor: String,
+        reason: String,
+    },
     /// A changed configuration went live (`done`), or did not (`refused`).
-    Reload { outcome: String, routes: Vec<String>, reason: String },
+    Reload {
+        outcome: String,
+        routes: Vec<String>,
+        reason: String,
+    },
     /// The state file can (not) be written.
-    Recording { works: bool, reason: String },
+    Recording {
+        works: bool,
+        reason: String,
+    },
 }
 
 impl Happened {
@@ -95,7 +114,13 @@ pub struct Counts {
 
 impl Incident {
     /// `tripped`: the state the trip made.
-    pub(crate) fn new(route: &str, judgement: &Judgement, before: Split, tripped: &Recorded, at: OffsetDateTime) -> Self {
+    pub(crate) fn new(
+        route: &str,
+        judgement: &Judgement,
+        before: Split,
+        tripped: &Recorded,
+        at: OffsetDateTime,
+    ) -> Self {
         let (date, time) = (at.date(), at.time());
         Self {
             id: format!(

@@ -89,6 +89,8 @@ pub struct Evidence {
 pub struct ArmEvidence {
     pub dispatched: u64,
     pub ok: u64,
+    /// Answered, and refused for a reason that lies with the client.
+    pub declined: u64,
     pub unreachable: u64,
     pub refused: u64,
     pub broken: u64,
@@ -107,6 +109,7 @@ impl ArmEvidence {
         Self {
             dispatched: tally.dispatched,
             ok: tally.count(Outcome::Ok),
+            declined: tally.count(Outcome::Declined),
             unreachable: tally.count(Outcome::Unreachable),
             refused: tally.count(Outcome::Refused),
             broken: tally.count(Outcome::Broken),
@@ -170,10 +173,8 @@ const NO_ANSWERS: &str = "no_answers";
 /// Green's failed share against an absolute limit; blue need not have any traffic.
 fn error_rate(policy: &Guard, window: &[Arc<Second>], green: &Tally) -> Evidence {
     let limit = policy.max_error_rate;
-    let events: Vec<Events> = window
-        .iter()
-        .map(|second| Events { bad: second.green.failures(), of: second.green.judged() })
-        .collect();
+    let events: Vec<Events> =
+        window.iter().map(|second| Events { bad: second.green.failures(), of: second.green.judged() }).collect();
     let rule = Share { allowed: limit, minimum: policy.min_requests }.judge(&events);
     let (bad, of, length) = (rule.bad, rule.of, window.len());
     let share = percent(rule.share().unwrap_or_default());
@@ -301,7 +302,8 @@ fn no_answers(policy: &Guard, window_seconds: usize, evidence: &[Arc<Second>]) -
         .map(|dispatched| Events { bad: if answered == 0 { dispatched } else { 0 }, of: dispatched })
         .collect();
     let mut rule = Share { allowed: 1.0 - usual_share / 2.0, minimum: policy.min_requests }.judge(&events);
-    if rule.verdict == Verdict::Breach && !comparable {
+    let silent = answered == 0 && rule.at_least.is_some();
+    if silent && !(comparable && rule.verdict == Verdict::Breach) {
         (rule.verdict, rule.at_least) = (Verdict::Unknown, None);
     }
     let reason = match rule.verdict {
@@ -355,9 +357,9 @@ struct Judged {
 
 impl Share {
     fn judge(&self, seconds: &[Events]) -> Judged {
-        let (bad, of) = seconds.iter().fold((0_u64, 0_u64), |(bad, of), second| {
-            (bad.saturating_add(second.bad), of.saturating_add(second.of))
-        });
+        let (bad, of) = seconds
+            .iter()
+            .fold((0_u64, 0_u64), |(bad, of), second| (bad.saturating_add(second.bad), of.saturating_add(second.of)));
         let at_least = (of >= self.minimum.max(1)).then(|| {
             let without = |second: &Events| {
                 bound::at_least(bad.saturating_sub(second.bad), of.saturating_sub(second.of), CERTAIN_NATS)
@@ -438,4 +440,226 @@ fn count_above(latency_us: &Histogram<u64>, threshold_us: f64) -> u64 {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What one arm did in one second.
+    #[derive(Clone, Copy, Default)]
+    struct Did {
+        ok: u64,
+        failed: u64,
+        latency_us: u64,
+        unanswered: u64,
+    }
+
+    fn ok(ok: u64) -> Did {
+        Did { ok, latency_us: 10_000, ..Did::default() }
+    }
+
+    fn tally(did: Did) -> Tally {
+        let mut tally = Tally::default();
+        tally.dispatched = did.ok + did.failed + did.unanswered;
+        for n in 0..did.ok {
+            // Spread by a fifth around the middle, the same for every arm.
+            tally.record(Outcome::Ok, Some(did.latency_us * (80 + n % 40) / 100));
+        }
+        for _ in 0..did.failed {
+            tally.record(Outcome::Refused, Some(did.latency_us));
+        }
+        tally
+    }
+
+    fn seconds(each: impl IntoIterator<Item = (Did, Did)>) -> Vec<Arc<Second>> {
+        let second = |(at, (blue, green))| Arc::new(Second { at, blue: tally(blue), green: tally(green) });
+        (0..).zip(each).map(second).collect()
+    }
+
+    fn verdict(each: impl IntoIterator<Item = (Did, Did)>) -> Verdict {
+        judge(&Guard::default(), &seconds(each), None).verdict
+    }
+
+    fn rule<'a>(judgement: &'a Judgement, name: &str) -> &'a Evidence {
+        judgement.rules.iter().find(|rule| rule.rule == name).unwrap()
+    }
+
+    #[test]
+    fn verdicts() {
+        let broken = Did { failed: 50, latency_us: 1_000, ..Did::default() };
+        let failing = |failed| Did { failed, ..ok(50 - failed) };
+        let slow = |latency_us| Did { latency_us, ..ok(50) };
+        let many = |green: Did| vec![(ok(50), green); 10];
+        for (name, expected, each) in [
+            ("nothing", Verdict::Unknown, vec![]),
+            ("no traffic", Verdict::Unknown, vec![(ok(0), ok(0)); 10]),
+            ("green idle", Verdict::Unknown, many(ok(0))),
+            ("both well", Verdict::Pass, many(ok(50))),
+            ("too little", Verdict::Unknown, vec![(ok(5), broken.half()), (ok(5), ok(0))]),
+            ("4 % errors", Verdict::Pass, many(failing(2))),
+            ("6 % errors are not beyond chance", Verdict::Unknown, many(failing(3))),
+            ("20 % errors", Verdict::Breach, many(failing(10))),
+            ("all errors, three seconds", Verdict::Breach, vec![(ok(50), broken); 3]),
+            (
+                "all errors, from the middle of a second",
+                Verdict::Breach,
+                vec![(ok(50), broken.half()), (ok(50), broken)],
+            ),
+            ("one stalled second", Verdict::Unknown, {
+                let mut each = many(ok(50));
+                each[4].1 = broken;
+                each
+            }),
+            ("all errors without any blue", Verdict::Breach, vec![(ok(0), broken); 3]),
+            ("well without any blue", Verdict::Pass, vec![(ok(0), ok(50)); 10]),
+            ("a little slower", Verdict::Pass, many(slow(15_000))),
+            ("five times slower", Verdict::Breach, many(slow(50_000))),
+            ("slow, but blue is too thin to compare with", Verdict::Pass, vec![(ok(5), slow(50_000)); 10]),
+            ("older than the window", Verdict::Pass, {
+                let mut each = vec![(ok(50), broken); 5];
+                each.extend(many(ok(50)));
+                each
+            }),
+        ] {
+            assert_eq!(verdict(each), expected, "{name}");
+        }
+    }
+
+    impl Did {
+        fn half(self) -> Self {
+            Self { ok: self.ok / 2, failed: self.failed / 2, unanswered: self.unanswered / 2, ..self }
+        }
+    }
+
+    #[test]
+    fn a_green_that_answers_nothing_is_a_breach_where_blue_answers() {
+        let silent = Did { unanswered: 50, ..Did::default() };
+        let no_answers = |each: Vec<(Did, Did)>| {
+            let judgement = judge(&Guard::default(), &seconds(each), None);
+            rule(&judgement, NO_ANSWERS).verdict
+        };
+        assert_eq!(no_answers(vec![(ok(50), silent); 9]), Verdict::Breach);
+        assert_eq!(no_answers(vec![(ok(50), silent); 4]), Verdict::Unknown, "still within its grace");
+        assert_eq!(no_answers(vec![(silent, silent); 12]), Verdict::Unknown, "blue does not answer either");
+        assert_eq!(no_answers(vec![(ok(0), silent); 12]), Verdict::Unknown, "nobody knows that it should");
+        let mut stops = vec![(ok(0), ok(50)); 20];
+        stops.extend(vec![(ok(0), silent); 17]);
+        assert_eq!(no_answers(stops), Verdict::Breach, "it did before");
+        let slow_blue = Did { latency_us: 8_000_000, ..ok(50) };
+        assert_eq!(no_answers(vec![(slow_blue, silent); 15]), Verdict::Unknown, "green may take as long as blue");
+    }
+
+    #[test]
+    fn seconds_before_a_reset_are_no_evidence() {
+        let broken = Did { failed: 50, ..Did::default() };
+        let mut each = vec![(ok(50), broken); 6];
+        each.extend(vec![(ok(50), ok(50)); 3]);
+        let seconds = seconds(each);
+        let policy = Guard::default();
+        assert_eq!(judge(&policy, &seconds, None).verdict, Verdict::Breach);
+        let after = judge(&policy, &seconds, Some(5));
+        assert_eq!((after.verdict, after.window_seconds, after.green.refused), (Verdict::Pass, 3, 0));
+        assert_eq!(judge(&policy, &seconds, Some(u64::MAX)).verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn the_evidence_says_what_it_rests_on() {
+        let failing = Did { failed: 10, ..ok(40) };
+        let judgement = judge(&Guard::default(), &seconds(vec![(ok(50), failing); 10]), None);
+        assert_eq!(
+            judgement.reason,
+            "green failed 100 of 500 (20.0 %) in the last 10 s; its error rate is at least 12.4 %, the limit is 5.0 %"
+        );
+        let rule = rule(&judgement, ERROR_RATE);
+        assert_eq!((rule.bad, rule.of, rule.blue, rule.green, rule.minimum_green), (100, 500, 500, 500, 20));
+        assert_eq!(rule.observed, Some(0.2));
+        let json = serde_json::to_value(&judgement).unwrap();
+        assert_eq!(json["verdict"], "breach");
+        assert_eq!(json["rules"][0]["rule"], "error_rate");
+        assert!(json["green"]["p95_ms"].is_f64());
+    }
+
+    #[test]
+    fn the_window_is_the_policys() {
+        let policy = Guard { window: Duration::from_secs(3), ..Guard::default() };
+        let judgement = judge(&policy, &seconds(vec![(ok(50), ok(50)); 20]), None);
+        assert_eq!((judgement.window_seconds, judgement.green.ok), (3, 150));
+    }
+
+    /// Not random enough for anything but tests (Marsaglia 2003).
+    struct Xorshift(u64);
+
+    impl Xorshift {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % bound
+        }
+    }
+
+    fn severity(verdict: Verdict) -> u8 {
+        match verdict {
+            Verdict::Pass => 0,
+            Verdict::Unknown => 1,
+            Verdict::Breach => 2,
+        }
+    }
+
+    #[test]
+    fn one_more_failure_never_makes_green_look_better() {
+        for seed in 1..=2_000 {
+            let mut random = Xorshift(seed);
+            let length = 1 + random.below(12) as usize;
+            let mut events: Vec<Events> = (0..length)
+                .map(|_| {
+                    let of = random.below(60);
+                    Events { bad: if of == 0 { 0 } else { random.below(of + 1) / (1 + random.below(9)) }, of }
+                })
+                .collect();
+            let share = Share { allowed: 0.05, minimum: 20 };
+            let mut before = share.judge(&events);
+            for _ in 0..40 {
+                let second = random.below(length as u64) as usize;
+                let one = &mut events[second];
+                // Either a success becomes a failure, or there is one more.
+                if one.bad == one.of || random.below(2) == 0 {
+                    one.of += 1;
+                }
+                one.bad += 1;
+                let after = share.judge(&events);
+                let enough = before.at_least.is_some();
+                assert!(!enough || after.at_least >= before.at_least, "seed {seed}: {events:?}");
+                assert!(!enough || severity(after.verdict) >= severity(before.verdict), "seed {seed}: {events:?}");
+                before = after;
+            }
+        }
+    }
+
+    #[test]
+    fn no_counts_are_too_extreme() {
+        let most = u64::MAX;
+        let counts = [0, 1, 2, 19, 20, 1_000_000, most / 2, most - 1, most];
+        for allowed in [0.0, 1e-12, 0.05, 1.0 - 1e-12, 1.0] {
+            for minimum in [0, 1, 20, most] {
+                for bad in counts {
+                    for of in counts {
+                        let share = Share { allowed, minimum };
+                        for seconds in [vec![Events { bad, of }; 1], vec![Events { bad, of }; 3]] {
+                            let judged = share.judge(&seconds);
+                            assert!(judged.at_least.is_none_or(|at_least| (0.0..=1.0).contains(&at_least)));
+                        }
+                    }
+                }
+            }
+        }
+        for n in counts {
+            for nats in [TAIL_NATS, CERTAIN_NATS] {
+                assert!(bound::upper_rank(n, TAIL, nats).is_none_or(|rank| (1..=n).contains(&rank)));
+            }
+        }
+    }
 }

@@ -14,6 +14,9 @@ mod event;
 mod percent;
 mod store;
 
+mod api;
+
+pub use api::{Access, AccessError, Api, Fault, Problem, Role, serve};
 pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
 pub use event::{Counts, Event, Happened, Incident};
 pub use guard::{ArmEvidence, Evidence, Judgement, Verdict, judge};

@@ -31,7 +31,8 @@ mod tests {
 
     #[test]
     fn whole_shares_have_no_fraction() {
-        for (buckets, expected) in [(0, "0"), (1, "0.01"), (1000, "10"), (1250, "12.5"), (9999, "99.99"), (10_000, "100")]
+        for (buckets, expected) in
+            [(0, "0"), (1, "0.01"), (1000, "10"), (1250, "12.5"), (9999, "99.99"), (10_000, "100")]
         {
             let split = Split::from_buckets(buckets).unwrap();
             assert_eq!(serde_json::to_string(&Percent(split)).unwrap(), expected);

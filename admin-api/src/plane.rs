@@ -283,10 +283,9 @@ impl MirrorObservation {
         self.body_equal += other.body_equal;
         self.body_differs += other.body_differs;
         self.body_not_compared += other.body_not_compared;
-        for (mine, theirs) in [
-            (&mut self.blue_latency_us, &other.blue_latency_us),
-            (&mut self.green_latency_us, &other.green_latency_us),
-        ] {
+        for (mine, theirs) in
+            [(&mut self.blue_latency_us, &other.blue_latency_us), (&mut self.green_latency_us, &other.green_latency_us)]
+        {
             match (mine.as_mut(), theirs) {
                 (Some(mine), Some(theirs)) => mine.add(theirs).expect("both resize"),
                 (None, Some(theirs)) => *mine = Some(theirs.clone()),

@@ -3,16 +3,23 @@
 mod client;
 mod demo;
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use config::{Config, Faults};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::server::{Server, stop_on_signals};
+use crate::{
+    live::check_files,
+    server::{Server, stop_on_signals},
+};
 use client::Client;
 
 /// Splits traffic between a running system (blue) and its rewrite (green), compares them, and rolls back by itself.
@@ -139,33 +146,23 @@ fn dispatch(command: Command) -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
-fn check(path: &std::path::Path, json: bool) -> Result<()> {
-    match Config::load(path) {
-        Ok(config) => {
-            if json {
-                println!("{}", json!({ "ok": true, "routes": config.routes.len(), "faults": [] }));
-            } else {
-                println!("{}: ok, {} routes", path.display(), config.routes.len());
-            }
-            Ok(())
-        }
-        Err(faults) => {
-            if json {
-                println!("{}", json!({ "ok": false, "faults": as_json(&faults) }));
-            } else {
-                println!("{faults}");
-            }
-            let count = faults.0.len();
-            anyhow::bail!("{} has {count} fault{}", path.display(), if count == 1 { "" } else { "s" })
-        }
-    }
-}
-
-fn as_json(faults: &Faults) -> Vec<serde_json::Value> {
-    let fault = |fault: &config::Fault| {
-        json!({ "place": fault.place, "line": fault.line, "problem": fault.problem, "cure": fault.cure })
+fn check(path: &Path, json: bool) -> Result<()> {
+    let (routes, faults) = match Config::load(path) {
+        Ok(config) => (config.routes.len(), Faults(check_files(&config))),
+        Err(faults) => (0, faults),
     };
-    faults.0.iter().map(fault).collect()
+    let count = faults.0.len();
+    if json {
+        println!("{}", json!({ "ok": count == 0, "routes": routes, "faults": faults }));
+    } else if count == 0 {
+        println!("{}: ok, {routes} route{}", path.display(), if routes == 1 { "" } else { "s" });
+    } else {
+        println!("{faults}");
+    }
+    if count > 0 {
+        bail!("{} has {count} fault{}", path.display(), if count == 1 { "" } else { "s" });
+    }
+    Ok(())
 }
 
 /// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.

@@ -98,7 +98,7 @@ impl Engine {
                     worker.plane.rejections.count("request_header_timeout");
                     return stream.close_with(&respond::request_timeout()).await;
                 }
-                Next::Closed => return,
+                Next::Closed => return stream.close_with(&[]).await,
             };
             match self.serve_request(stream, &head, &connection, timeouts.response_header).await {
                 Some(again) if head.keep_alive && !*self.draining.borrow() => stream = again,

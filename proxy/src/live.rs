@@ -10,7 +10,7 @@ use std::{
 };
 
 use admin_api::{InstallError, RouteState};
-use config::{Arm, Config, Protocol, Split};
+use config::{Arm, Config, Fault, Faults, Protocol, Split};
 
 use crate::{
     mirror::{Mirror, MirrorThread},
@@ -109,6 +109,28 @@ pub(crate) struct Socket {
     routes: Vec<usize>,
 }
 
+impl Socket {
+    /// Its routes, each with its place in the configuration.
+    fn settings<'a>(&self, config: &'a Config) -> impl Iterator<Item = (String, &'a config::Route)> {
+        self.routes.iter().map(|index| (format!("route[{index}]"), &config.routes[*index]))
+    }
+}
+
+/// What is wrong with the certificate files that a configuration names.
+pub(crate) fn check_files(config: &Config) -> Vec<Fault> {
+    let listeners = sockets_of(config)
+        .into_iter()
+        .filter_map(|socket| tls::server_config(socket.protocol, socket.settings(config)).err());
+    let arms = config.routes.iter().enumerate().flat_map(|(index, route)| {
+        Arm::BOTH.into_iter().filter_map(move |arm| {
+            let place = format!("route[{index}].{arm}.tls");
+            UpstreamTls::load(&place, route.arm(arm).tls.as_ref()?).err()
+        })
+    });
+    let admin = config.admin.tls.iter().filter_map(|files| tls::admin_config(files).err());
+    admin.chain(listeners).chain(arms).collect()
+}
+
 /// Where to listen, in the order of the configuration. HTTP routes with the same address share a socket; the others
 /// have one each, also when all of them leave the port to the system.
 pub(crate) fn sockets_of(config: &Config) -> Vec<Socket> {
@@ -146,16 +168,16 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     let mut routes = BTreeMap::new();
     let mut started = Vec::new();
     for (index, settings) in parts.config.routes.iter().enumerate() {
-        match build_route(settings, parts, &mut started) {
+        match build_route(&format!("route[{index}]"), settings, parts, &mut started) {
             Ok(route) => {
                 routes.insert(settings.name.clone(), Arc::new(route));
             }
-            Err(fault) => faults.push(format!("route[{index}].{fault}")),
+            Err(fault) => faults.push(fault),
         }
     }
     let listeners = if faults.is_empty() { listeners(parts, &routes, &mut faults) } else { Vec::new() };
     if !faults.is_empty() {
-        return Err(InstallError(faults.join("\n")));
+        return Err(InstallError(Faults(faults).to_string()));
     }
     for (endpoint, host, tls) in started {
         upstream::watch(&endpoint, host, tls);
@@ -165,12 +187,17 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
 
 type Started = Vec<(Arc<Endpoint>, String, Option<Arc<UpstreamTls>>)>;
 
-fn build_route(settings: &config::Route, parts: &Parts<'_>, started: &mut Started) -> Result<Route, String> {
+fn build_route(
+    place: &str,
+    settings: &config::Route,
+    parts: &Parts<'_>,
+    started: &mut Started,
+) -> Result<Route, Fault> {
     let previous = parts.previous.routes.get(&settings.name);
-    let arm = |arm: Arm, started: &mut Started| -> Result<Arc<ArmUpstream>, String> {
+    let arm = |arm: Arm, started: &mut Started| -> Result<Arc<ArmUpstream>, Fault> {
         let wanted = settings.arm(arm);
         let tls = match &wanted.tls {
-            Some(tls) => Some(UpstreamTls::load(tls).map_err(|fault| format!("{arm}.tls: {fault}"))?),
+            Some(tls) => Some(UpstreamTls::load(&format!("{place}.{arm}.tls"), tls)?),
             None => None,
         };
         let known = previous.map_or(&[][..], |previous| &previous.upstream(arm).endpoints);
@@ -219,13 +246,13 @@ fn addresses_of(endpoint: &config::Endpoint, addresses: &Addresses) -> Vec<Socke
     }
 }
 
-fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &mut Vec<String>) -> Vec<Listener> {
+fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &mut Vec<Fault>) -> Vec<Listener> {
     let mut listeners = Vec::new();
     for socket in in_the_order_of(&parts.previous.listeners, sockets_of(parts.config), faults) {
         let mut here: Vec<&Arc<Route>> =
             socket.routes.iter().filter_map(|index| routes.get(&parts.config.routes[*index].name)).collect();
         let Some(first) = here.first().map(|route| Arc::clone(route)) else { continue };
-        let tls = match tls::server_config(socket.protocol, here.iter().map(|route| &*route.settings)) {
+        let tls = match tls::server_config(socket.protocol, socket.settings(parts.config)) {
             Ok(tls) => tls,
             Err(fault) => {
                 faults.push(fault);
@@ -254,19 +281,25 @@ fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &
 
 /// `sockets` as the accepting loops know them. Listeners cannot change while they are open, so a socket too many or too
 /// few is a fault.
-fn in_the_order_of(open: &[Listener], mut sockets: Vec<Socket>, faults: &mut Vec<String>) -> Vec<Socket> {
+fn in_the_order_of(open: &[Listener], mut sockets: Vec<Socket>, faults: &mut Vec<Fault>) -> Vec<Socket> {
     if open.is_empty() {
         return sockets;
     }
+    let restart = |problem: &str, address: SocketAddr, verb: &str| Fault {
+        place: "route".to_owned(),
+        line: None,
+        problem: format!("the listener {address} {problem}"),
+        cure: format!("restart to {verb} it"),
+    };
     let mut ordered = Vec::new();
     for listener in open {
         let same = |socket: &Socket| (socket.address, socket.protocol) == (listener.address, listener.protocol);
         match sockets.iter().position(same) {
             Some(position) => ordered.push(sockets.remove(position)),
-            None => faults.push(format!("listen {}: has no route any more; restart to close it", listener.address)),
+            None => faults.push(restart("has no route any more", listener.address, "close")),
         }
     }
-    faults.extend(sockets.iter().map(|new| format!("listen {}: is new; restart to open it", new.address)));
+    faults.extend(sockets.iter().map(|new| restart("is new", new.address, "open")));
     ordered
 }
 

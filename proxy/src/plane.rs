@@ -69,8 +69,12 @@ impl Plane {
     /// New addresses behind names, or (with the ones it has) certificate files that changed. Errors: nothing changed.
     pub(crate) fn refresh(&self, addresses: Option<Addresses>) -> Result<(), InstallError> {
         let mut source = self.source.lock();
-        let Some(config) = source.config.clone() else { return Ok(()) };
         let addresses = addresses.unwrap_or_else(|| source.addresses.clone());
+        let Some(config) = source.config.clone() else {
+            // Known before anything is installed: what is installed next is built with them.
+            source.addresses = addresses;
+            return Ok(());
+        };
         let live = self.build(&config, &source.states, &addresses)?;
         source.addresses = addresses;
         self.live.store(Arc::new(live));

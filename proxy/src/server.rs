@@ -10,9 +10,9 @@ use std::{
     time::SystemTime,
 };
 
-use admin_api::{Api, Control, DataPlane, Guardian, Sqlite, Tokens};
+use admin_api::{Access, Api, Control, DataPlane, Guardian, Sqlite};
 use anyhow::{Context, Result, anyhow};
-use config::{Config, Protocol};
+use config::{Config, Faults, Protocol};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -82,9 +82,9 @@ impl Server {
 
     async fn serve(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
         let store = Sqlite::open(&self.config.admin.state)?;
-        let tokens = self.config.admin.tokens.as_deref().map(Tokens::load).transpose()?;
+        let access = Access::open(&self.config.admin)?;
         let admin_tls = match &self.config.admin.tls {
-            Some(files) => Some(tls::admin_config(files).map_err(|fault| anyhow!(fault))?),
+            Some(files) => Some(tls::admin_config(files).map_err(|fault| anyhow!("{fault}"))?),
             None => None,
         };
         let thread = MirrorThread::start().context("cannot start the mirror's thread")?;
@@ -94,22 +94,22 @@ impl Server {
             plane.refresh(Some(look_up(&names, &Addresses::new()).await)).map_err(|fault| anyhow!(fault))?;
         }
         let control =
-            Control::open(Arc::clone(&self.config), Box::new(store), Arc::clone(&plane) as Arc<dyn DataPlane>).await?;
+            Control::open(Arc::clone(&self.config), Arc::new(store), Arc::clone(&plane) as Arc<dyn DataPlane>).await?;
 
         let drain = CancellationToken::new();
         let (draining, is_draining) = watch::channel(false);
         let workers = start_workers(&self, &plane, &drain, &is_draining)?;
         let admin = listener(self.admin)?;
-        let api = Api::new(Arc::clone(&control), tokens);
-        let end_api = CancellationToken::new();
+        let api = Api::new(Arc::clone(&control), access);
+        let end = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&plane).gather());
-        tasks.spawn(Guardian::new(Arc::clone(&control)).run());
+        tasks.spawn(Guardian::new(Arc::clone(&control)).run(end.clone()));
         tasks.spawn(look_up_again(Arc::clone(&plane), Arc::clone(&control)));
         if let Some(path) = self.path.clone() {
             tasks.spawn(reload_on_change(path, Arc::clone(&plane), Arc::clone(&control)));
         }
-        let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end_api.clone()));
+        let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end.clone()));
         plane.set_serving(true);
         on_ready();
 
@@ -124,8 +124,12 @@ impl Server {
             let _ = worker.join();
         }));
         all_ended.await.context("waiting for the workers")?;
-        end_api.cancel();
-        let _ = time::timeout(Duration::from_secs(1), serving_api).await;
+        end.cancel();
+        if let Err(error) = control.flush().await {
+            tracing::error!(%error, "Not everything that changed is on disk");
+        }
+        // It gives its own requests a few seconds.
+        let _ = serving_api.await;
         tasks.shutdown().await;
         tracing::info!("Stopped");
         Ok(())
@@ -304,15 +308,12 @@ async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control
 async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
     let config = match Config::load(path) {
         Ok(config) => config,
-        Err(faults) => return tracing::error!(%faults, "Configuration is not reloaded"),
+        Err(faults) => return refuse(control, &faults.to_string()),
     };
     let old = control.config();
     let faults = config::restart_needed(&old, &config);
     if !faults.is_empty() {
-        for fault in &faults {
-            tracing::error!(%fault, "Configuration is not reloaded");
-        }
-        return;
+        return refuse(control, &Faults(faults).to_string());
     }
     // New names must have addresses before traffic is sent to them; the old ones keep theirs.
     let mut names = names_of(&config);
@@ -320,13 +321,19 @@ async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
     if !names.is_empty() {
         let found = look_up(&names, &plane.addresses()).await;
         if let Err(fault) = plane.refresh(Some(found)) {
-            return tracing::error!(%fault, "Configuration is not reloaded");
+            return refuse(control, &fault.to_string());
         }
     }
     match control.reload(Arc::new(config)).await {
         Ok(()) => tracing::info!("Configuration reloaded"),
-        Err(fault) => tracing::error!(%fault, "Configuration is not reloaded"),
+        // The control has told whoever listens to its events.
+        Err(fault) => tracing::error!(%fault, "Configuration is not reloaded, the old one stays"),
     }
+}
+
+fn refuse(control: &Control, faults: &str) {
+    tracing::error!(faults, "Configuration is not reloaded, the old one stays");
+    control.reload_refused(faults);
 }
 
 fn files_named_by(config: &Config) -> impl Iterator<Item = PathBuf> {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use config::Protocol;
+use config::{Fault, Protocol, TlsFiles};
 use rustls::{
     ServerConfig,
     crypto::ring,
@@ -13,16 +13,16 @@ use rustls::{
 
 use crate::upstream::read_certificates;
 
-/// TLS for a listener's routes, or `None` when they have none. Errors: place, problem and cure in one sentence.
+/// TLS for a listener's routes, each with its place in the configuration, or `None` when they have none.
 pub(crate) fn server_config<'a>(
     protocol: Protocol,
-    routes: impl Iterator<Item = &'a config::Route>,
-) -> Result<Option<Arc<ServerConfig>>, String> {
+    routes: impl Iterator<Item = (String, &'a config::Route)>,
+) -> Result<Option<Arc<ServerConfig>>, Fault> {
     let mut by_host = HashMap::new();
     let mut first = None;
-    for route in routes {
+    for (place, route) in routes {
         let Some(files) = &route.tls else { return Ok(None) };
-        let certified = certified_key(files).map_err(|fault| format!("route {}.tls: {fault}", route.name))?;
+        let certified = certified_key(&format!("{place}.tls"), files)?;
         if let Some(host) = &route.matching.host {
             by_host.insert(host.clone(), Arc::clone(&certified));
         }
@@ -39,8 +39,8 @@ pub(crate) fn server_config<'a>(
 }
 
 /// TLS for the admin API.
-pub(crate) fn admin_config(files: &config::TlsFiles) -> Result<Arc<ServerConfig>, String> {
-    let first = certified_key(files).map_err(|fault| format!("admin.tls: {fault}"))?;
+pub(crate) fn admin_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Fault> {
+    let first = certified_key("admin.tls", files)?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Certificates { by_host: HashMap::new(), first }));
@@ -48,13 +48,18 @@ pub(crate) fn admin_config(files: &config::TlsFiles) -> Result<Arc<ServerConfig>
     Ok(Arc::new(config))
 }
 
-fn certified_key(files: &config::TlsFiles) -> Result<Arc<CertifiedKey>, String> {
-    let chain = read_certificates(&files.cert)?;
+fn certified_key(place: &str, files: &TlsFiles) -> Result<Arc<CertifiedKey>, Fault> {
+    let chain = read_certificates(&format!("{place}.cert"), &files.cert)?;
+    let fault = |problem: String, cure: &str| Fault {
+        place: format!("{place}.key"),
+        line: None,
+        problem: format!("{}: {problem}", files.key.display()),
+        cure: cure.to_owned(),
+    };
     let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| format!("{}: {error}; give the PEM private key of {}", files.key.display(), files.cert.display()))?;
-    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| {
-        format!("{} does not go with {}: {error}; give a pair", files.key.display(), files.cert.display())
-    })?;
+        .map_err(|error| fault(error.to_string(), "give a readable PEM file with a PRIVATE KEY block"))?;
+    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .map_err(|error| fault(error.to_string(), &format!("give the key of {}", files.cert.display())))?;
     Ok(Arc::new(certified))
 }
 

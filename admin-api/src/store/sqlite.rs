@@ -174,7 +174,8 @@ fn write_new(aside: &Path) -> io::Result<()> {
         reseal(&transaction)?;
         transaction.commit()
     };
-    let mut connection = Connection::open_with_flags(aside, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(io::Error::other)?;
+    let mut connection =
+        Connection::open_with_flags(aside, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(io::Error::other)?;
     schema(&mut connection).map_err(io::Error::other)?;
     drop(connection);
     File::open(aside)?.sync_all()
@@ -216,8 +217,12 @@ fn refused(path: &Path, error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse { path: path.to_owned() },
         Some(
-            ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure
-            | ErrorCode::OutOfMemory | ErrorCode::DiskFull,
+            ErrorCode::CannotOpen
+            | ErrorCode::PermissionDenied
+            | ErrorCode::ReadOnly
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::OutOfMemory
+            | ErrorCode::DiskFull,
         ) => StoreError::Open { path: path.to_owned(), source: error.into() },
         Some(ErrorCode::NotADatabase) => damaged(path, "is not a SQLite database"),
         _ => damaged(path, format!("is damaged ({error})")),
@@ -230,9 +235,7 @@ fn damaged(path: &Path, problem: impl Into<String>) -> StoreError {
 
 fn verify(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     let pragma = |name: &str| {
-        connection
-            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-            .map_err(|error| refused(path, error))
+        connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(|error| refused(path, error))
     };
     if pragma("application_id")? != APPLICATION_ID {
         return Err(damaged(path, "is a SQLite database, but not one of crossfade"));
@@ -413,10 +416,8 @@ fn write(connection: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
             .prepare_cached("INSERT INTO incident VALUES (NULL, ?1, ?2, ?3)")?
             .execute(params![id, route, json])?;
     }
-    transaction.execute(
-        "DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?1",
-        [AUDIT_ROWS_KEPT as i64],
-    )?;
+    transaction
+        .execute("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?1", [AUDIT_ROWS_KEPT as i64])?;
     transaction.execute(
         "DELETE FROM incident WHERE number <= (SELECT max(number) FROM incident) - ?1",
         [INCIDENTS_KEPT as i64],

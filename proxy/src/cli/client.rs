@@ -42,7 +42,7 @@ impl Client {
         };
         let mut roots = rustls::RootCertStore::empty();
         if let Some(path) = &admin.ca {
-            for root in read_certificates(path).map_err(|fault| anyhow!(fault))? {
+            for root in read_certificates("--ca", path).map_err(|fault| anyhow!("{fault}"))? {
                 roots.add(root).with_context(|| format!("{} is not a CA certificate", path.display()))?;
             }
         } else if admin.url.starts_with("https:") {
@@ -139,4 +139,55 @@ fn split_line(state: &Value) -> String {
         format!("{} {} %", side["label"].as_str().unwrap_or_default(), side["percentage"])
     };
     format!("{}: {}, {} (revision {})", state["route"].as_str().unwrap_or_default(), side("blue"), side("green"), state["revision"])
+}
+
+/// `/status` as a table, a line an arm.
+fn table(status: &Value) -> String {
+    let mut lines = vec![format!(
+        "{:<16} {:<6} {:<12} {:>7} {:>9} {:>7} {:>9} {:>9} {:>7}  {}",
+        "ROUTE", "ARM", "LABEL", "SHARE", "REQ/60S", "ERRORS", "P50 MS", "P95 MS", "OPEN", "GUARD"
+    )];
+    for route in status["routes"].as_array().into_iter().flatten() {
+        for arm in ["blue", "green"] {
+            let (name, seen) = (route["route"].as_str().unwrap_or_default(), &route[arm]);
+            let recent = &seen["last_minute"];
+            let number = |value: &Value, digits: usize| match value.as_f64() {
+                Some(value) => format!("{value:.digits$}"),
+                None => "-".to_owned(),
+            };
+            let errors = recent["error_rate"].as_f64().map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", rate * 100.0));
+            let verdict = if arm == "blue" { String::new() } else { verdict(route) };
+            let line = format!(
+                "{:<16} {arm:<6} {:<12} {:>7} {:>9} {errors:>7} {:>9} {:>9} {:>7}  {verdict}",
+                if arm == "blue" { name } else { "" },
+                seen["label"].as_str().unwrap_or_default(),
+                format!("{} %", seen["percentage"]),
+                number(&recent["dispatched"], 0),
+                number(&recent["p50_ms"], 1),
+                number(&recent["p95_ms"], 1),
+                number(&seen["open"], 0),
+            );
+            lines.push(line.trim_end().to_owned());
+        }
+    }
+    lines.join("\n")
+}
+
+/// What the guard thinks, or why it has nothing to think about.
+fn verdict(route: &Value) -> String {
+    let judgement = &route["guard"]["judgement"];
+    let reason = judgement["reason"].as_str().unwrap_or_default();
+    let disk = if route["persisted"] == false { " (not on disk yet)" } else { "" };
+    let word = if route["latched"] == true {
+        format!("latched: {}", route["latch"]["reason"].as_str().unwrap_or(reason))
+    } else if route["guard"]["armed"] == false {
+        "off".to_owned()
+    } else {
+        match judgement["verdict"].as_str() {
+            Some("pass") => "pass".to_owned(),
+            Some(verdict) => format!("{verdict}: {reason}"),
+            None => "nothing to judge".to_owned(),
+        }
+    };
+    word + disk
 }

@@ -42,6 +42,8 @@ pub(super) struct RequestStream {
     /// Read and not handed to the engine yet.
     buffer: BytesMut,
     window: Window,
+    /// What of it the engine is to know, made once: a digest is asked for with every request.
+    digest: Arc<ProxyDigest>,
     connection: Arc<Connection>,
 }
 
@@ -70,7 +72,8 @@ pub(super) enum Next {
 
 impl RequestStream {
     pub(super) fn new(transport: Transport, connection: Arc<Connection>) -> Box<Self> {
-        Box::new(Self { transport, buffer: BytesMut::new(), window: Window::Bytes(0), connection })
+        let digest = connection.digest();
+        Box::new(Self { transport, buffer: BytesMut::new(), window: Window::Bytes(0), digest, connection })
     }
 
     /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
@@ -234,7 +237,7 @@ impl GetTimingDigest for RequestStream {
 
 impl GetProxyDigest for RequestStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.connection.digest())
+        Some(Arc::clone(&self.digest))
     }
 }
 

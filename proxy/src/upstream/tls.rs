@@ -2,6 +2,7 @@
 
 use std::{io, path::Path, sync::Arc};
 
+use config::Fault;
 use pingora::{protocols::tls::CaType, utils::tls::WrappedX509};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -22,33 +23,38 @@ pub(crate) struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Errors: place, problem and cure in one sentence.
-    pub(crate) fn load(settings: &config::UpstreamTls) -> Result<Arc<Self>, String> {
+    /// `place`: the setting's, for errors.
+    pub(crate) fn load(place: &str, settings: &config::UpstreamTls) -> Result<Arc<Self>, Fault> {
         let mut store = RootCertStore::empty();
         let mut roots_id = 0;
         let roots = match &settings.ca {
             Some(path) => {
-                let roots = read_certificates(path)?;
-                let fault = |error: String| format!("{}: {error}; give CA certificates", path.display());
                 let mut parsed = Vec::new();
-                for root in &roots {
-                    store.add(root.clone()).map_err(|error| fault(error.to_string()))?;
-                    let der = WrappedX509::try_new(root.to_vec(), |der| {
+                for root in read_certificates(&format!("{place}.ca"), path)? {
+                    let unusable = |error: String| Fault {
+                        place: format!("{place}.ca"),
+                        line: None,
+                        problem: format!("{} is no CA certificate: {error}", path.display()),
+                        cure: "give the PEM certificates that sign the endpoints'".to_owned(),
+                    };
+                    store.add(root.clone()).map_err(|error| unusable(error.to_string()))?;
+                    roots_id = xxh3_64_with_seed(&root, roots_id);
+                    let certificate = WrappedX509::try_new(root.to_vec(), |der| {
                         x509_parser::parse_x509_certificate(der).map(|(_, certificate)| certificate)
                     });
-                    parsed.push(der.map_err(|error| fault(error.to_string()))?);
-                    roots_id = xxh3_64_with_seed(root, roots_id);
+                    parsed.push(certificate.map_err(|error| unusable(error.to_string()))?);
                 }
                 Some(parsed.into())
             }
             None => {
-                let system = rustls_native_certs::load_native_certs();
-                let (added, _) = store.add_parsable_certificates(system.certs);
+                let (added, _) = store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
                 if added == 0 {
-                    return Err(format!(
-                        "the system has no root certificates to verify {} with; install ca-certificates or set `ca`",
-                        settings.server_name
-                    ));
+                    return Err(Fault {
+                        place: place.to_owned(),
+                        line: None,
+                        problem: "the system has no root certificates to verify the endpoints with".to_owned(),
+                        cure: "install ca-certificates or set ca".to_owned(),
+                    });
                 }
                 None
             }
@@ -79,13 +85,19 @@ impl UpstreamTls {
     }
 }
 
-/// Every certificate of a PEM file; at least one. Errors: place, problem and cure in one sentence.
-pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Every certificate of a PEM file; at least one. `place`: the setting that names it, for errors.
+pub(crate) fn read_certificates(place: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let fault = |problem: String| Fault {
+        place: place.to_owned(),
+        line: None,
+        problem: format!("{}: {problem}", path.display()),
+        cure: "give a readable PEM file with CERTIFICATE blocks".to_owned(),
+    };
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| format!("{}: {error}; give a readable PEM file", path.display()))?;
+        .map_err(|error| fault(error.to_string()))?;
     if certificates.is_empty() {
-        return Err(format!("{}: holds no certificate; give a PEM file with CERTIFICATE blocks", path.display()));
+        return Err(fault("holds no certificate".to_owned()));
     }
     Ok(certificates)
 }

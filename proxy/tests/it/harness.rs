@@ -230,6 +230,13 @@ impl Admin {
         all["routes"].as_array().unwrap().iter().find(|state| state["route"] == route).cloned().unwrap()
     }
 
+    /// What is answered, as text.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        let uri = format!("http://{}{path}", self.address).parse().unwrap();
+        let response = time::timeout(DEADLINE, self.client.get(uri)).await.unwrap().unwrap();
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().into()).unwrap()
+    }
+
     async fn call(&self, method: Method, path: &str, body: String) -> Option<(StatusCode, Value)> {
         let request = Request::builder()
             .method(method)
@@ -242,4 +249,11 @@ impl Admin {
         let body = response.into_body().collect().await.ok()?.to_bytes();
         Some((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
+}
+
+/// Randomness that a failed test can be run again with: `IT_SEED=…`.
+pub(crate) fn seeded() -> fastrand::Rng {
+    let seed = std::env::var("IT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("IT_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
 }

@@ -1,0 +1,195 @@
+//! What people and scripts see: the HTTP API.
+//!
+//! A request passes `serve` (connections, deadlines), `access` (which host, from where, who), the router below, `body`
+//! (a JSON object with known fields), and one of the handlers. Whatever is refused on the way is a `problem`.
+
+mod access;
+mod body;
+mod events;
+mod metrics;
+mod problem;
+mod serve;
+mod status;
+mod traffic_split;
+
+use std::sync::Arc;
+
+pub use access::{Access, AccessError, Role};
+use access::{Arrival, Caller};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+pub use problem::{Fault, Problem};
+pub use serve::serve;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::Control;
+
+/// The admin API over a control plane. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    shared: Arc<Shared>,
+    router: Router,
+}
+
+struct Shared {
+    control: Arc<Control>,
+    access: Access,
+    started: Instant,
+    /// Listeners of `/events`, so that they leave room for people who want to roll back.
+    streams: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+type State = axum::extract::State<Arc<Shared>>;
+
+const EVENT_STREAMS: usize = 64;
+
+impl Api {
+    pub fn new(control: Arc<Control>, access: Access) -> Self {
+        let shared = Arc::new(Shared {
+            control,
+            access,
+            started: Instant::now(),
+            streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
+            shutdown: CancellationToken::new(),
+        });
+        let (router, openapi) = documented().split_for_parts();
+        let openapi = openapi.to_json().unwrap_or_else(|_| "{}".to_owned());
+        let router = router
+            .route("/openapi.json", axum::routing::get(move || async move { json_text(openapi) }))
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .with_state(shared.clone());
+        Self { shared, router }
+    }
+
+    /// The OpenAPI document of every call.
+    pub fn openapi() -> utoipa::openapi::OpenApi {
+        documented().into_openapi()
+    }
+
+    /// Answers one request, whatever it is.
+    async fn answer(&self, mut request: Request, arrival: &Arrival) -> Response {
+        without_alias(request.uri_mut());
+        let mut response = match self.route(request, arrival).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+
+    async fn route(&self, mut request: Request, arrival: &Arrival) -> Result<Response, Problem> {
+        let access = &self.shared.access;
+        access.check_host(&request, arrival)?;
+        let caller = if OPEN_PATHS.contains(&request.uri().path()) {
+            Caller::nobody(arrival)
+        } else {
+            access.identify(request.headers(), arrival).await?
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) && caller.role != Role::Operate {
+            let problem = Problem::new(StatusCode::FORBIDDEN, "role", "this token may read, but not change anything")
+                .cure("use a token with the role operate");
+            self.shared.control.refused(request.uri().path(), None, None, &caller.actor, &problem.detail);
+            return Err(problem);
+        }
+        request.extensions_mut().insert(caller);
+        // The router is always ready.
+        match self.router.clone().call(request).await {
+            Ok(response) => Ok(response),
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// Asked by machines that have no token, and telling nothing.
+const OPEN_PATHS: [&str; 2] = ["/health", "/ready"];
+
+/// Every call with its documentation; the router and the OpenAPI document come from the same place.
+fn documented() -> OpenApiRouter<Arc<Shared>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(traffic_split::read, traffic_split::change))
+        .routes(routes!(traffic_split::rollback))
+        .routes(routes!(traffic_split::reset))
+        .routes(routes!(status::status))
+        .routes(routes!(status::health))
+        .routes(routes!(status::ready))
+        .routes(routes!(status::incidents))
+        .routes(routes!(status::incident))
+        .routes(routes!(status::audit))
+        .routes(routes!(events::events))
+        .routes(routes!(metrics::metrics))
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Crossfade admin API",
+        description = "Steers how live traffic is split between blue and green. Every path is also served below /api. \
+                       Errors are application/problem+json."
+    ),
+    components(schemas(crate::Event, crate::Incident, Problem))
+)]
+struct Document;
+
+/// `/api/…` is an alias of every path.
+fn without_alias(uri: &mut Uri) {
+    let Some(path_and_query) = uri.path_and_query() else { return };
+    let Some(rest) = path_and_query.as_str().strip_prefix("/api") else { return };
+    if !rest.starts_with('/') {
+        return;
+    }
+    let Ok(rest) = rest.parse() else { return };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(rest);
+    if let Ok(plain) = Uri::from_parts(parts) {
+        *uri = plain;
+    }
+}
+
+async fn not_found(uri: Uri) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "path", format!("there is no {}", uri.path()))
+        .cure("see /openapi.json for what there is")
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} does not take {method}", uri.path()))
+        .cure("use a method that the header Allow lists")
+}
+
+fn json_text(json: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], Body::from(json)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alias_is_taken_off_whole() {
+        for (given, expected) in [
+            ("/api/status", "/status"),
+            ("/api/traffic-split?route=a", "/traffic-split?route=a"),
+            ("/status", "/status"),
+            ("/api", "/api"),
+            ("/apis/status", "/apis/status"),
+            ("/api/api/status", "/api/status"),
+            ("http://localhost/api/health", "http://localhost/health"),
+        ] {
+            let mut uri: Uri = given.parse().unwrap();
+            without_alias(&mut uri);
+            assert_eq!(uri.to_string(), expected);
+        }
+    }
+}

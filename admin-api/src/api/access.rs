@@ -1,0 +1,338 @@
+//! Who may come in: the host a request was meant for, where a browser sent it from, and whose token it carries.
+
+mod tokens;
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::extract::Request;
+use http::{HeaderMap, StatusCode, header, uri::Authority};
+use parking_lot::Mutex;
+use ring::digest;
+pub(crate) use tokens::Tokens;
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use super::Problem;
+use crate::Actor;
+
+/// What a token allows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Look at everything.
+    Read,
+    /// Look at and change everything.
+    Operate,
+}
+
+/// The rules of entry of one admin API.
+#[derive(Debug)]
+pub struct Access {
+    /// Lower case, without port.
+    hosts: Vec<String>,
+    tokens: Option<TokenFile>,
+}
+
+/// Why the admin API may not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(
+        "admin.listen: {0} can be reached from other machines; set admin.tokens and admin.tls, or listen on 127.0.0.1"
+    )]
+    Unprotected(SocketAddr),
+    #[error("admin.tokens: {} cannot be read; make it a file that this user can read", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("admin.tokens: {} can be read by others (mode {mode:03o}); run chmod 600 on it", path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("admin.tokens: {}", faults.join("; "))]
+    Faulty { faults: Vec<String> },
+}
+
+/// One connection's two ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrival {
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) tls: bool,
+}
+
+/// Who sent a request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Caller {
+    pub(super) actor: Actor,
+    pub(super) role: Role,
+}
+
+impl Caller {
+    pub(super) fn nobody(arrival: &Arrival) -> Self {
+        Self { actor: Actor { name: "nobody".to_owned(), from: arrival.peer.to_string() }, role: Role::Read }
+    }
+}
+
+impl Access {
+    /// Reads the tokens, if there are any. Blocks.
+    ///
+    /// Errors: an address that other machines reach without tokens and TLS; a tokens file with faults, or that others
+    /// can read.
+    pub fn open(admin: &config::Admin) -> Result<Self, AccessError> {
+        if !admin.listen.ip().is_loopback() && (admin.tokens.is_none() || admin.tls.is_none()) {
+            return Err(AccessError::Unprotected(admin.listen));
+        }
+        let tokens = admin.tokens.as_deref().map(TokenFile::open).transpose()?;
+        let hosts = admin.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        Ok(Self { hosts, tokens })
+    }
+
+    /// A page of another site that a browser has open must not reach us, be it by a name of its own that points here
+    /// (DNS rebinding, seen by the host) or by a plain request across sites (seen by the origin).
+    pub(super) fn check_host(&self, request: &Request, arrival: &Arrival) -> Result<(), Problem> {
+        let host = host_of(request)?;
+        if !self.knows(&host, arrival.local.ip()) {
+            return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "host", format!("{host} is not served here"))
+                .field("host")
+                .cure("add it to admin.hosts, or use localhost or the address it listens on"));
+        }
+        let mut origins = request.headers().get_all(header::ORIGIN).iter();
+        let same =
+            |origin: &header::HeaderValue| origin.to_str().is_ok_and(|origin| same_origin(origin, &host, arrival.tls));
+        if !origins.all(same) {
+            return Err(Problem::new(StatusCode::FORBIDDEN, "origin", "requests of other sites are not taken")
+                .field("origin")
+                .cure("leave Origin out, or use the address in Host"));
+        }
+        Ok(())
+    }
+
+    fn knows(&self, host: &Authority, local: IpAddr) -> bool {
+        let name = host.host().to_ascii_lowercase();
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        match address {
+            // No page can have a name that is an address of ours.
+            Ok(address) => address.is_loopback() || address.to_canonical() == local.to_canonical(),
+            Err(_) => name == "localhost" || self.hosts.contains(&name),
+        }
+    }
+
+    /// Without tokens everybody who gets here may do everything: only this machine gets here.
+    pub(super) async fn identify(&self, headers: &HeaderMap, arrival: &Arrival) -> Result<Caller, Problem> {
+        let from = arrival.peer.to_string();
+        let Some(file) = &self.tokens else {
+            return Ok(Caller { actor: Actor { name: "local".to_owned(), from }, role: Role::Operate });
+        };
+        let tokens = file.current().await;
+        let Some(token) = bearer(headers) else {
+            return Err(
+                unauthorized("a token is needed").header(header::WWW_AUTHENTICATE, "Bearer realm=\"crossfade\"")
+            );
+        };
+        let Some((name, role)) = tokens.find(token) else {
+            return Err(unauthorized("this token is not known")
+                .header(header::WWW_AUTHENTICATE, "Bearer realm=\"crossfade\", error=\"invalid_token\""));
+        };
+        Ok(Caller { actor: Actor { name: name.to_owned(), from }, role })
+    }
+}
+
+fn unauthorized(detail: &str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "token", detail)
+        .field("authorization")
+        .cure("send Authorization: Bearer with a token of the file in admin.tokens")
+}
+
+/// The one host a request names.
+fn host_of(request: &Request) -> Result<Authority, Problem> {
+    let bad = |detail: &str| {
+        Problem::new(StatusCode::BAD_REQUEST, "host", detail).field("host").cure("send exactly one Host, as HTTP says")
+    };
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err(bad("there are several"));
+    }
+    let host = host.ok_or_else(|| bad("there is none"))?;
+    let host: Authority =
+        host.to_str().ok().and_then(|host| host.parse().ok()).ok_or_else(|| bad("it is not a host"))?;
+    if host.as_str().contains('@') {
+        return Err(bad("it names a user"));
+    }
+    // RFC 9112, 3.2.2: of an absolute target and Host the target counts; we want no two opinions.
+    if request.uri().authority().is_some_and(|target| !target.as_str().eq_ignore_ascii_case(host.as_str())) {
+        return Err(bad("it is not that of the target"));
+    }
+    Ok(host)
+}
+
+/// `origin`: `scheme://host[:port]`; `null` and everything else is foreign.
+fn same_origin(origin: &str, host: &Authority, tls: bool) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let Ok(authority) = authority.parse::<Authority>() else { return false };
+    let default_port = match scheme {
+        "https" => 443,
+        // A page without TLS may have been written by whoever sits between.
+        "http" if !tls => 80,
+        _ => return false,
+    };
+    // Behind something that ends TLS for us, Host has the port of the outside, or none.
+    let host_port = host.port_u16().unwrap_or(default_port);
+    authority.host().eq_ignore_ascii_case(host.host()) && authority.port_u16().unwrap_or(default_port) == host_port
+}
+
+/// The token of exactly one `Authorization: Bearer`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, more) = (values.next()?, values.next());
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    (more.is_none() && scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim())
+}
+
+/// The tokens in force, and what their file looked like when they were read.
+#[derive(Debug)]
+struct TokenFile {
+    path: PathBuf,
+    read: Mutex<Read>,
+}
+
+#[derive(Debug)]
+struct Read {
+    tokens: Arc<Tokens>,
+    stamp: Option<Stamp>,
+    checked: Instant,
+}
+
+/// Changes whenever the file does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    changed: (i64, i64),
+    inode: u64,
+    length: u64,
+}
+
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+const TOKENS_LENGTH: u64 = 1024 * 1024;
+
+impl TokenFile {
+    fn open(path: &Path) -> Result<Self, AccessError> {
+        let stamp = stamp(path);
+        let tokens = Arc::new(read_tokens(path)?);
+        Ok(Self { path: path.to_owned(), read: Mutex::new(Read { tokens, stamp, checked: Instant::now() }) })
+    }
+
+    /// The tokens, read again when their file has changed. A file with faults changes nothing and is logged once.
+    async fn current(&self) -> Arc<Tokens> {
+        let now = Instant::now();
+        let (tokens, before) = {
+            let mut read = self.read.lock();
+            if now < read.checked + CHECK_EVERY {
+                return read.tokens.clone();
+            }
+            read.checked = now;
+            (read.tokens.clone(), read.stamp)
+        };
+        let path = self.path.clone();
+        let look = move || {
+            // Before the content: a change in between is seen at the next look.
+            let stamp = stamp(&path);
+            (stamp != before).then(|| (stamp, read_tokens(&path)))
+        };
+        let Ok(Some((stamp, again))) = tokio::task::spawn_blocking(look).await else { return tokens };
+        let mut read = self.read.lock();
+        read.stamp = stamp;
+        match again {
+            Ok(again) => {
+                info!(path = %self.path.display(), tokens = again.len(), "Tokens read again");
+                read.tokens = Arc::new(again);
+            }
+            Err(error) => error!(%error, "Tokens have changed but not been taken over; the ones before still count"),
+        }
+        read.tokens.clone()
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some(Stamp {
+        modified: file.modified().ok(),
+        changed: (file.ctime(), file.ctime_nsec()),
+        inode: file.ino(),
+        length: file.len(),
+    })
+}
+
+fn read_tokens(path: &Path) -> Result<Tokens, AccessError> {
+    let unreadable = |source| AccessError::Unreadable { path: path.to_owned(), source };
+    let file = fs::metadata(path).map_err(unreadable)?;
+    if !file.is_file() || file.len() > TOKENS_LENGTH {
+        let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a file of at most 1 MiB");
+        return Err(unreadable(problem));
+    }
+    let mode = file.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(AccessError::Exposed { path: path.to_owned(), mode });
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    Tokens::parse(&text).map_err(|faults| AccessError::Faulty {
+        faults: faults.into_iter().map(|fault| format!("{}, {fault}", path.display())).collect(),
+    })
+}
+
+/// Tokens are kept and compared as these only.
+fn fingerprint(token: &str) -> digest::Digest {
+    digest::digest(&digest::SHA256, token.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(hosts: &[&str]) -> Access {
+        Access { hosts: hosts.iter().map(|host| (*host).to_owned()).collect(), tokens: None }
+    }
+
+    #[test]
+    fn only_our_own_names_are_served() {
+        let access = access(&["admin.example"]);
+        let local: IpAddr = "10.1.2.3".parse().unwrap();
+        for (host, expected) in [
+            ("localhost", true),
+            ("LOCALHOST:9900", true),
+            ("127.0.0.1:9900", true),
+            ("127.0.0.1", true),
+            ("[::1]:9900", true),
+            ("10.1.2.3:80", true),
+            ("10.1.2.4", false),
+            ("admin.example", true),
+            ("Admin.Example:8443", true),
+            ("evil.example", false),
+            ("localhost.evil.example", false),
+            ("admin.example.evil.example:9900", false),
+        ] {
+            assert_eq!(access.knows(&host.parse().unwrap(), local), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn an_origin_must_be_the_host_that_was_asked() {
+        for (origin, host, tls, expected) in [
+            ("http://localhost:9900", "localhost:9900", false, true),
+            ("http://LOCALHOST:9900", "localhost:9900", false, true),
+            ("http://localhost", "localhost:80", false, true),
+            ("https://admin.example", "admin.example", true, true),
+            ("https://admin.example", "admin.example", false, true),
+            ("http://admin.example", "admin.example", true, false),
+            ("http://localhost:9901", "localhost:9900", false, false),
+            ("http://evil.example", "localhost:9900", false, false),
+            ("null", "localhost:9900", false, false),
+            ("", "localhost:9900", false, false),
+            ("file://", "localhost:9900", false, false),
+        ] {
+            assert_eq!(same_origin(origin, &host.parse().unwrap(), tls), expected, "{origin} at {host}");
+        }
+    }
+}

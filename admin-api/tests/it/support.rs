@@ -1,0 +1,265 @@
+//! A fake data plane, a store that can fail or wait, and small helpers.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use admin_api::{
+    AuditRow, Batch, DataPlane, EndpointObservation, InstallError, MirrorObservation, Observation, Outcome,
+    ProcessCounter, Recorded, RouteState, Second, StateStore, StoreError, Tally,
+};
+use config::{
+    Admin, ArmSettings, Config, Endpoint, Fallback, Guard, HttpVersion, KeySource, Keyless, Match, Protocol, Route,
+    Server, Split, Timeouts,
+};
+use parking_lot::{Condvar, Mutex};
+
+/// A folder of its own, gone when dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("crossfade-admin-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn split(percent: f64) -> Split {
+    Split::from_percent(percent).unwrap()
+}
+
+pub fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route {
+    let arm = |label: &str, port| ArmSettings {
+        label: label.to_owned(),
+        endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port }],
+        tls: None,
+        http_version: HttpVersion::Auto,
+    };
+    Route {
+        name: name.to_owned(),
+        protocol: Protocol::Http,
+        listen: "127.0.0.1:8080".parse().unwrap(),
+        tls: None,
+        matching: Match::default(),
+        key: vec![KeySource::ClientIp],
+        keyless: Keyless::Blue,
+        fallback: Fallback::Blue,
+        initial_split: split(initial),
+        expose_arm: false,
+        allow_override: false,
+        blue: arm(blue, 9001),
+        green: arm(green, 9002),
+        timeouts: Timeouts::default(),
+        health: None,
+        mirror: None,
+        guard: Some(Guard::default()),
+    }
+}
+
+pub fn config(routes: Vec<Route>) -> Arc<Config> {
+    Arc::new(Config {
+        server: Server { workers: None, drain: Duration::from_secs(25), access_log: false, max_connections: 1_000 },
+        admin: Admin {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            state: "unused".into(),
+            tokens: None,
+            tls: None,
+            hosts: vec!["admin.example".to_owned()],
+        },
+        routes,
+    })
+}
+
+pub fn shop() -> Arc<Config> {
+    config(vec![route("shop", "python", "go", 0.0)])
+}
+
+pub fn shop_and_broker() -> Arc<Config> {
+    config(vec![route("shop", "python", "go", 0.0), route("broker", "erlang", "golang", 5.0)])
+}
+
+/// Remembers what it was told, and reports what a test made it see.
+#[derive(Default)]
+pub struct FakePlane {
+    pub live: Mutex<BTreeMap<String, RouteState>>,
+    pub applied: Mutex<Vec<(String, RouteState)>>,
+    pub installs: AtomicU64,
+    pub refuse_install: AtomicBool,
+    pub draining: AtomicBool,
+    pub seen: Mutex<BTreeMap<String, Observation>>,
+}
+
+impl FakePlane {
+    pub fn live(&self, route: &str) -> RouteState {
+        self.live.lock()[route]
+    }
+
+    /// Adds one whole second: how many succeeded and failed on blue and on green.
+    pub fn second(&self, route: &str, blue: (u64, u64), green: (u64, u64)) {
+        let mut seen = self.seen.lock();
+        let seen = seen.entry(route.to_owned()).or_default();
+        let tally = |(ok, failed): (u64, u64)| {
+            let mut tally = Tally::default();
+            tally.dispatched = ok + failed;
+            (0..ok).for_each(|_| tally.record(Outcome::Ok, Some(10_000)));
+            (0..failed).for_each(|_| tally.record(Outcome::Refused, Some(2_000)));
+            tally
+        };
+        let second = Second { at: seen.seconds.len() as u64, blue: tally(blue), green: tally(green) };
+        seen.blue.total.add(&second.blue);
+        seen.green.total.add(&second.green);
+        seen.seconds.push(Arc::new(second));
+    }
+}
+
+impl DataPlane for FakePlane {
+    fn apply(&self, route: &str, state: RouteState) {
+        self.live.lock().insert(route.to_owned(), state);
+        self.applied.lock().push((route.to_owned(), state));
+    }
+
+    fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
+        if self.refuse_install.load(Ordering::Relaxed) {
+            return Err(InstallError("route[0].listen: the port is taken; choose another".to_owned()));
+        }
+        assert!(config.routes.iter().map(|route| &route.name).all(|name| states.contains_key(name)));
+        assert_eq!(config.routes.len(), states.len());
+        *self.live.lock() = states.clone();
+        self.installs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn observe(&self, route: &str) -> Option<Observation> {
+        let mut seen = self.seen.lock().get(route).cloned().unwrap_or_default();
+        seen.keyless = 3;
+        seen.rejected.insert("bare_lf", 2);
+        seen.mirror = Some(MirrorObservation { offered: 5, ..MirrorObservation::default() });
+        seen.green.endpoints.push(EndpointObservation {
+            address: "127.0.0.1:9002".to_owned(),
+            healthy: true,
+            in_flight: 1,
+        });
+        Some(seen)
+    }
+
+    fn ready(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed)
+    }
+
+    fn process_counters(&self) -> Vec<ProcessCounter> {
+        vec![ProcessCounter {
+            name: "crossfade_refused_connections_total",
+            help: "Connections above the limit",
+            label: Some(("reason", "limit".to_owned())),
+            value: 4,
+        }]
+    }
+}
+
+/// A store in memory whose disk can fail, or hang.
+#[derive(Default)]
+pub struct FakeStore {
+    states: Mutex<BTreeMap<String, Recorded>>,
+    pub audit: Mutex<Vec<AuditRow>>,
+    incidents: Mutex<Vec<(String, String)>>,
+    pub failing: AtomicBool,
+    hanging: Mutex<bool>,
+    released: Condvar,
+    pub waiting: AtomicU64,
+}
+
+impl FakeStore {
+    pub fn recorded(&self, route: &str) -> Recorded {
+        self.states.lock()[route].clone()
+    }
+
+    pub fn hang(&self) {
+        *self.hanging.lock() = true;
+    }
+
+    pub fn release(&self) {
+        *self.hanging.lock() = false;
+        self.released.notify_all();
+    }
+
+    pub fn fail(&self, failing: bool) {
+        self.failing.store(failing, Ordering::Relaxed);
+    }
+}
+
+impl StateStore for FakeStore {
+    fn load(&self) -> Result<BTreeMap<String, Recorded>, StoreError> {
+        Ok(self.states.lock().clone())
+    }
+
+    fn record(&self, batch: &Batch) -> Result<(), StoreError> {
+        let mut hanging = self.hanging.lock();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        while *hanging {
+            self.released.wait(&mut hanging);
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        drop(hanging);
+        if self.failing.load(Ordering::Relaxed) {
+            return Err(StoreError::Other("no space left on device".to_owned()));
+        }
+        self.states.lock().extend(batch.states.clone());
+        self.audit.lock().extend(batch.audit.iter().cloned());
+        self.incidents.lock().extend(batch.incidents.iter().map(|row| (row.id.clone(), row.json.clone())));
+        Ok(())
+    }
+
+    fn incidents(&self, _: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
+        Ok(self.incidents.lock().iter().rev().take(limit).map(|(_, json)| json.clone()).collect())
+    }
+
+    fn incident(&self, id: &str) -> Result<Option<String>, StoreError> {
+        Ok(self.incidents.lock().iter().find(|(other, _)| other == id).map(|(_, json)| json.clone()))
+    }
+
+    fn audit(&self, _: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
+        Ok(self.audit.lock().iter().rev().take(limit).cloned().collect())
+    }
+}
+
+/// Waits for a condition, at most 20 s.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let patience = tokio::time::timeout(Duration::from_secs(20), async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    patience.await.unwrap_or_else(|_| panic!("never happened: {what}"));
+}
+
+pub fn write(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap();
+}
