@@ -24,9 +24,14 @@ use client::Client;
 
 /// Splits traffic between a running system (blue) and its rewrite (green), compares them, and rolls back by itself.
 #[derive(Debug, Parser)]
-#[command(name = "crossfade", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "crossfade",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Exit status: 0 done, 1 refused or failed, 2 usage.
-Start with `crossfade demo`: it needs nothing but this program.")]
+Start with `crossfade demo`: it needs nothing but this program."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -168,7 +173,9 @@ fn check(path: &Path, json: bool) -> Result<()> {
 /// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.
 fn log_to_stderr(json: bool, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new(format!("warn,proxy={default},admin_api={default},config={default},access=info,pingora=error,rumqttd=off"))
+        EnvFilter::new(format!(
+            "warn,proxy={default},admin_api={default},config={default},access=info,pingora=error,rumqttd=off"
+        ))
     });
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {

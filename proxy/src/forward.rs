@@ -160,8 +160,8 @@ impl Direction {
         let to_writer = |_: io::Error| Broke::Writer;
         while !self.done {
             while self.start < self.end {
-                let written =
-                    ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end])).map_err(to_writer)?;
+                let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end]))
+                    .map_err(to_writer)?;
                 if written == 0 {
                     return Poll::Ready(Err(Broke::Writer));
                 }
@@ -212,7 +212,8 @@ mod tests {
         let (mut upstream_side, mut upstream) = duplex(1024);
         let relaying = tokio::spawn(async move {
             let mut seen = Vec::new();
-            let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| seen.extend_from_slice(bytes)).await;
+            let moved =
+                relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| seen.extend_from_slice(bytes)).await;
             (moved, seen)
         });
         client.write_all(b"request").await.unwrap();
@@ -236,8 +237,7 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(1024);
         let started = Instant::now();
-        let relaying =
-            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
+        let relaying = tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
         time::sleep(Duration::from_secs(50)).await;
         client.write_all(b"x").await.unwrap();
         let moved = relaying.await.unwrap();
@@ -250,8 +250,7 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(16);
         let started = Instant::now();
-        let relaying =
-            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
+        let relaying = tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
         client.write_all(&[0; 100]).await.unwrap();
         let moved = relaying.await.unwrap();
         assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout });

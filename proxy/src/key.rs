@@ -125,8 +125,11 @@ mod tests {
 
     #[test]
     fn the_first_source_present_wins_and_an_empty_one_is_absent() {
-        let sources =
-            [KeySource::Header("x-session-id".to_owned()), KeySource::Cookie("session".to_owned()), KeySource::ClientIp];
+        let sources = [
+            KeySource::Header("x-session-id".to_owned()),
+            KeySource::Cookie("session".to_owned()),
+            KeySource::ClientIp,
+        ];
         check(&sources, &[("x-session-id", "h"), ("cookie", "session=c")], "/", Some("h"));
         check(&sources, &[("x-session-id", ""), ("cookie", "session=c")], "/", Some("c"));
         check(&sources[..2], &[("x-session-id", ""), ("cookie", "session=")], "/", None);

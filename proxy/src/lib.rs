@@ -7,13 +7,13 @@
 //!
 //! All of them see one [`live`] snapshot from start to end. [`plane`] holds it and is what the control plane changes.
 
-mod listen;
-pub mod key;
-pub mod split;
-mod upstream;
 mod forward;
+pub mod key;
+mod listen;
 mod mirror;
+pub mod split;
 mod telemetry;
+mod upstream;
 
 mod http;
 mod mqtt;

@@ -86,7 +86,8 @@ impl Listener {
     /// The route of a request: the longest path prefix among those of its host, else among those of any host.
     /// `host`: lower case, without port.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
-        let longest = |routes: &'_ [Arc<Route>]| routes.iter().position(|route| covers(&route.settings.matching.path, path));
+        let longest =
+            |routes: &'_ [Arc<Route>]| routes.iter().position(|route| covers(&route.settings.matching.path, path));
         if let Some(routes) = self.by_host.get(host)
             && let Some(index) = longest(routes)
         {
@@ -200,7 +201,11 @@ fn build_route(
             Some(tls) => Some(UpstreamTls::load(&format!("{place}.{arm}.tls"), tls)?),
             None => None,
         };
-        let known = previous.map_or(&[][..], |previous| &previous.upstream(arm).endpoints);
+        // Checks over TLS go on with what they started with, so other TLS makes other endpoints.
+        let known = previous
+            .map(|previous| previous.upstream(arm))
+            .filter(|known| known.tls.as_ref().map(|tls| tls.identity()) == tls.as_ref().map(|tls| tls.identity()))
+            .map_or(&[][..], |known| &known.endpoints);
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
         for endpoint in &wanted.endpoints {
             for address in addresses_of(endpoint, parts.addresses) {

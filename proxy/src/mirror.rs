@@ -188,9 +188,9 @@ fn client(arm: &ArmUpstream) -> CopyClient {
     let tls = match &arm.tls {
         Some(tls) => tls.client(),
         // Never used: the URIs of an arm without TLS say `http`.
-        None => rustls::ClientConfig::builder()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth(),
+        None => {
+            rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+        }
     };
     let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     let name = arm.tls.as_ref().and_then(|tls| ServerName::try_from(tls.server_name.clone()).ok());
@@ -315,9 +315,10 @@ impl Mirror {
         *request.uri_mut() =
             Uri::try_from(format!("{scheme}://{}{target}", lease.address())).map_err(|_| "bad_target")?;
         let started = Instant::now();
-        let response = self.clients[to as usize].request(request).await.map_err(|error| {
-            if error.is_connect() { "unreachable" } else { "broken" }
-        })?;
+        let response = self.clients[to as usize]
+            .request(request)
+            .await
+            .map_err(|error| if error.is_connect() { "unreachable" } else { "broken" })?;
         let latency_us = started.elapsed().as_micros() as u64;
         let status = response.status();
         let body = hash_body(response.into_body(), self.settings.max_body).await?;

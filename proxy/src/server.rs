@@ -119,10 +119,12 @@ impl Server {
         plane.set_serving(false);
         draining.send_replace(true);
         drain.cancel();
-        let all_ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| {
-            // A worker that panicked has ended as well, and said so.
-            let _ = worker.join();
-        }));
+        let all_ended = tokio::task::spawn_blocking(move || {
+            workers.into_iter().for_each(|worker| {
+                // A worker that panicked has ended as well, and said so.
+                let _ = worker.join();
+            })
+        });
         all_ended.await.context("waiting for the workers")?;
         end.cancel();
         if let Err(error) = control.flush().await {
@@ -184,8 +186,10 @@ fn start_workers(
                 .collect::<io::Result<Vec<_>>>()
                 .context("cannot share a listening socket")?;
             let (plane, drain, draining) = (Arc::clone(plane), drain.clone(), draining.clone());
-            let (patience, max_connections, access_log) = (settings.drain, settings.max_connections, settings.access_log);
-            let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
+            let (patience, max_connections, access_log) =
+                (settings.drain, settings.max_connections, settings.access_log);
+            let runtime =
+                runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
             let work = async move {
                 let tasks = TaskTracker::new();
                 let engine = Engine::new(Arc::clone(&plane), draining, access_log);
@@ -224,7 +228,10 @@ fn start_workers(
 /// The names among a configuration's endpoints.
 fn names_of(config: &Config) -> BTreeSet<String> {
     let endpoints = config.routes.iter().flat_map(|route| route.blue.endpoints.iter().chain(&route.green.endpoints));
-    endpoints.filter(|endpoint| endpoint.host.parse::<IpAddr>().is_err()).map(|endpoint| endpoint.host.clone()).collect()
+    endpoints
+        .filter(|endpoint| endpoint.host.parse::<IpAddr>().is_err())
+        .map(|endpoint| endpoint.host.clone())
+        .collect()
 }
 
 /// A name that cannot be looked up keeps the addresses it had.
@@ -279,7 +286,11 @@ async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control
     let hangup = Arc::new(Notify::new());
     if let Ok(mut signals) = signal(SignalKind::hangup()) {
         let hangup = Arc::clone(&hangup);
-        tokio::spawn(async move { while signals.recv().await.is_some() { hangup.notify_one() } });
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                hangup.notify_one()
+            }
+        });
     }
     let mut seen = fingerprint(&path);
     let mut named = files_named_by(&control.config()).map(|file| fingerprint(&file)).collect::<Vec<_>>();
@@ -358,7 +369,8 @@ pub(crate) fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let Ok(runtime) = runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
-            let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            let (Ok(mut terminate), Ok(mut interrupt)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
             else {
                 return tracing::error!("Cannot listen for signals");
             };

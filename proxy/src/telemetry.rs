@@ -94,14 +94,12 @@ impl Meter {
 
     /// Everything but endpoints and the mirror, up to the last gathered second; what is open is as of now.
     pub(crate) fn observe(&self) -> Observation {
-        let open = |arm: Arm| self.shards.iter().map(|shard| shard.lock().open[arm as usize]).sum::<i64>().max(0) as u64;
+        let open =
+            |arm: Arm| self.shards.iter().map(|shard| shard.lock().open[arm as usize]).sum::<i64>().max(0) as u64;
         let (open_blue, open_green) = (open(Arm::Blue), open(Arm::Green));
         let history = self.history.lock();
-        let arm = |arm: Arm, open| ArmObservation {
-            total: history.total[arm as usize].clone(),
-            open,
-            endpoints: Vec::new(),
-        };
+        let arm =
+            |arm: Arm, open| ArmObservation { total: history.total[arm as usize].clone(), open, endpoints: Vec::new() };
         Observation {
             blue: arm(Arm::Blue, open_blue),
             green: arm(Arm::Green, open_green),

@@ -34,7 +34,8 @@ impl Client {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the token file {}", path.display()))?;
-                let first = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
+                let first =
+                    text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
                 let token = first.map(|word| word.trim_end_matches(':').to_owned()).next();
                 Some(token.with_context(|| format!("{} holds no token; its first word is used", path.display()))?)
             }
@@ -109,17 +110,25 @@ impl Client {
             None => request.body(Full::default()),
         };
         let request = request.with_context(|| format!("{url} is no URL; write http://HOST:PORT"))?;
-        let (status, body) = self.runtime.block_on(async {
-            let exchange = async {
-                let response = self.http.request(request).await?;
-                let status = response.status();
-                let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| anyhow!(error))?;
-                anyhow::Ok((status, body.to_bytes()))
-            };
-            time::timeout(PATIENCE, exchange).await.map_err(|_| anyhow!("no answer within {PATIENCE:?}"))?
-        })
-        .with_context(|| format!("cannot ask {url}; is crossfade running, and its admin API there? (--admin URL)"))?;
-        let answer: Value = serde_json::from_slice(&body).with_context(|| format!("{url} answered {status}, not in JSON"))?;
+        let (status, body) = self
+            .runtime
+            .block_on(async {
+                let exchange = async {
+                    let response = self.http.request(request).await?;
+                    let status = response.status();
+                    let body = Limited::new(response.into_body(), MAX_ANSWER)
+                        .collect()
+                        .await
+                        .map_err(|error| anyhow!(error))?;
+                    anyhow::Ok((status, body.to_bytes()))
+                };
+                time::timeout(PATIENCE, exchange).await.map_err(|_| anyhow!("no answer within {PATIENCE:?}"))?
+            })
+            .with_context(|| {
+                format!("cannot ask {url}; is crossfade running, and its admin API there? (--admin URL)")
+            })?;
+        let answer: Value =
+            serde_json::from_slice(&body).with_context(|| format!("{url} answered {status}, not in JSON"))?;
         if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) }
     }
 }
@@ -138,7 +147,13 @@ fn split_line(state: &Value) -> String {
         let side = &state[side];
         format!("{} {} %", side["label"].as_str().unwrap_or_default(), side["percentage"])
     };
-    format!("{}: {}, {} (revision {})", state["route"].as_str().unwrap_or_default(), side("blue"), side("green"), state["revision"])
+    format!(
+        "{}: {}, {} (revision {})",
+        state["route"].as_str().unwrap_or_default(),
+        side("blue"),
+        side("green"),
+        state["revision"]
+    )
 }
 
 /// `/status` as a table, a line an arm.
@@ -155,7 +170,8 @@ fn table(status: &Value) -> String {
                 Some(value) => format!("{value:.digits$}"),
                 None => "-".to_owned(),
             };
-            let errors = recent["error_rate"].as_f64().map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", rate * 100.0));
+            let errors =
+                recent["error_rate"].as_f64().map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", rate * 100.0));
             let verdict = if arm == "blue" { String::new() } else { verdict(route) };
             let line = format!(
                 "{:<16} {arm:<6} {:<12} {:>7} {:>9} {errors:>7} {:>9} {:>9} {:>7}  {verdict}",

@@ -12,7 +12,9 @@ pub(super) async fn respond(session: &mut Session, status: StatusCode, text: &'s
         response.insert_header(header::CONTENT_TYPE, "application/grpc")?;
         response.insert_header("grpc-status", grpc_status(status))?;
         response.insert_header("grpc-message", text)?;
-        return session.write_response_header(Box::new(response), true).await;
+        session.write_response_header(Box::new(response), true).await?;
+        // Over HTTP/2 the header alone does not end the stream, whatever it is told.
+        return session.downstream_session.finish_body().await;
     }
     let mut response = ResponseHeader::build(status, Some(4))?;
     response.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
@@ -20,10 +22,10 @@ pub(super) async fn respond(session: &mut Session, status: StatusCode, text: &'s
     response.insert_header(header::CONTENT_LENGTH, text.len() + 1)?;
     let head_only = session.req_header().method == http::Method::HEAD;
     session.write_response_header(Box::new(response), head_only).await?;
-    if !head_only {
-        session.write_response_body(Some(Bytes::from(format!("{text}\n"))), true).await?;
+    if head_only {
+        return session.downstream_session.finish_body().await;
     }
-    Ok(())
+    session.write_response_body(Some(Bytes::from(format!("{text}\n"))), true).await
 }
 
 /// The answer to a head that did not come in time, for a connection whose request is not known.

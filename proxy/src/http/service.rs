@@ -9,7 +9,7 @@ use admin_api::Outcome;
 use async_trait::async_trait;
 use bytes::Bytes;
 use config::{Arm, Fallback, HttpVersion};
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use pingora::{
     Error, ErrorSource, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -131,6 +131,10 @@ impl ProxyHttp for Service {
         session.set_read_timeout(Some(timeouts.response_header));
         session.set_write_timeout(Some(timeouts.write));
         session.set_total_drain_timeout(Some(timeouts.request_header));
+        // An answer may come before the request's end (an echo, 100 Continue): the connection outlives both.
+        session.set_close_on_response_before_downstream_finish(false);
+        // RFC 9110 section 15.2: a 1.0 client knows no interim answers.
+        session.set_ignore_info_resp(session.req_header().version == Version::HTTP_10);
         ctx.connection = Some(connection);
         ctx.route = Some(route);
         Ok(false)
@@ -206,7 +210,8 @@ impl ProxyHttp for Service {
                 request.remove_header("x-forwarded-host");
             }
         }
-        if let (Some(mirror), Some(arm), false) = (&route.mirror, ctx.exchange.as_ref().map(Exchange::arm), ctx.copied) {
+        if let (Some(mirror), Some(arm), false) = (&route.mirror, ctx.exchange.as_ref().map(Exchange::arm), ctx.copied)
+        {
             ctx.copied = true;
             ctx.tap = mirror.offer(route, arm, ctx.key.as_deref(), request, session.is_body_empty());
         }
@@ -242,7 +247,15 @@ impl ProxyHttp for Service {
         if let Some(tap) = &mut ctx.tap {
             tap.answered(response.status, ctx.latency_us.unwrap_or_default());
         }
-        if *self.draining.borrow() {
+        let request = session.req_header();
+        // RFC 9112 section 6.1: a 1.0 client knows no chunks; for it the end of the connection is the end of the body.
+        let unframed = request.version == Version::HTTP_10 && response.headers.contains_key(header::TRANSFER_ENCODING);
+        if unframed {
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
+        // RFC 9110 section 10.1.1: nobody knows whether the body that was announced with `Expect` is still to come.
+        let abandoned = request.headers.contains_key(header::EXPECT) && !session.is_body_done();
+        if unframed || abandoned || *self.draining.borrow() {
             session.set_keepalive(None);
         }
         Ok(())
@@ -273,7 +286,8 @@ impl ProxyHttp for Service {
         {
             exchange.judge(outcome, None);
         }
-        let status = status.filter(|_| session.response_written().is_none_or(|written| written.status.is_informational()));
+        let status =
+            status.filter(|_| session.response_written().is_none_or(|written| written.status.is_informational()));
         if let Some(status) = status
             && let Err(error) = respond(session, status, text).await
         {
@@ -396,7 +410,9 @@ fn strip_hop_by_hop(response: &mut ResponseHeader) {
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         // `close` is a token, and framing is the engine's business.
-        .filter(|name| *name != header::CONNECTION && *name != header::TRANSFER_ENCODING && *name != header::CONTENT_LENGTH)
+        .filter(|name| {
+            *name != header::CONNECTION && *name != header::TRANSFER_ENCODING && *name != header::CONTENT_LENGTH
+        })
         .collect();
     for name in &nominated {
         response.remove_header(name);

@@ -4,8 +4,7 @@
 //! engine then gets exactly the request: what follows it (a pipelined request) stays here for the next round.
 
 use std::{
-    cmp,
-    fmt, io,
+    cmp, fmt, io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},

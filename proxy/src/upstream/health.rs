@@ -56,12 +56,7 @@ async fn check_while_used(endpoint: Weak<Endpoint>, health: Health, host: String
     }
 }
 
-async fn probe(
-    probe: &HealthProbe,
-    address: SocketAddr,
-    host: &str,
-    tls: Option<&UpstreamTls>,
-) -> Result<(), String> {
+async fn probe(probe: &HealthProbe, address: SocketAddr, host: &str, tls: Option<&UpstreamTls>) -> Result<(), String> {
     let tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     match (probe, tls) {
         (HealthProbe::Tcp, _) => {

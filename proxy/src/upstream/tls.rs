@@ -79,6 +79,11 @@ impl UpstreamTls {
         self.roots_id
     }
 
+    /// Equal for two that accept the same endpoints.
+    pub(crate) fn identity(&self) -> (&str, u64) {
+        (&self.server_name, self.roots_id)
+    }
+
     /// For clients that set up their own connections, such as the mirror's.
     pub(crate) fn client(&self) -> ClientConfig {
         ClientConfig::clone(&self.client)

@@ -97,7 +97,12 @@ fn mqtt_cases() -> Vec<Case> {
             "malformed",
         ),
         case("an id with a zero", connect_of(b"MQTT", 4, 2, &string(b"a\0b")), CLOSED, "malformed"),
-        case("bytes behind the last field, 3.1.1", connect_of(b"MQTT", 4, 2, &[&id[..], b"x"].concat()), CLOSED, "malformed"),
+        case(
+            "bytes behind the last field, 3.1.1",
+            connect_of(b"MQTT", 4, 2, &[&id[..], b"x"].concat()),
+            CLOSED,
+            "malformed",
+        ),
         case(
             "bytes behind the last field, 5",
             connect_of(b"MQTT", 5, 2, &[&id_5[..], b"x"].concat()),
@@ -246,8 +251,18 @@ async fn a_client_hello_that_is_no_good_reaches_no_origin() {
         case("a field past the end", cut_field, CLOSED, "truncated_field"),
         Case { name: "nothing", sends: Sends::Nothing, answer: CLOSED, reason: "client_hello_timeout" },
         case("half a hello", &hello[..hello.len() / 2], CLOSED, "client_hello_timeout"),
-        Case { name: "a byte now and then", sends: Sends::Drip(hello.clone()), answer: CLOSED, reason: "client_hello_timeout" },
-        Case { name: "half and gone", sends: Sends::AndLeaves(hello[..40].to_vec()), answer: CLOSED, reason: "client_gone" },
+        Case {
+            name: "a byte now and then",
+            sends: Sends::Drip(hello.clone()),
+            answer: CLOSED,
+            reason: "client_hello_timeout",
+        },
+        Case {
+            name: "half and gone",
+            sends: Sends::AndLeaves(hello[..40].to_vec()),
+            answer: CLOSED,
+            reason: "client_gone",
+        },
     ];
     for case in &cases {
         assert_eq!(send(case, route.listen).await, case.answer, "{}", case.name);
@@ -292,13 +307,27 @@ async fn what_is_no_tls_handshake_ends_at_the_listener() {
         Case { name: "nothing", sends: Sends::Nothing, answer: CLOSED, reason: "tls_handshake_timeout" },
         case("half a hello", &hello[..hello.len() / 2], CLOSED, "tls_handshake_timeout"),
         case("a hello and no more", hello.clone(), CLOSED, "tls_handshake_timeout"),
-        Case { name: "a byte now and then", sends: Sends::Drip(hello.clone()), answer: CLOSED, reason: "tls_handshake_timeout" },
-        Case { name: "half and gone", sends: Sends::AndLeaves(hello[..40].to_vec()), answer: CLOSED, reason: "tls_handshake" },
+        Case {
+            name: "a byte now and then",
+            sends: Sends::Drip(hello.clone()),
+            answer: CLOSED,
+            reason: "tls_handshake_timeout",
+        },
+        Case {
+            name: "half and gone",
+            sends: Sends::AndLeaves(hello[..40].to_vec()),
+            answer: CLOSED,
+            reason: "tls_handshake",
+        },
     ];
     for case in &cases {
         let got = send(case, route.listen).await;
         // An alert (21) tells the peer what is wrong; a ServerHello (22) is the answer to a good hello.
-        assert!(got.is_empty() || got[0] == 21 || (case.name == "a hello and no more" && got[0] == 22), "{}: {got:?}", case.name);
+        assert!(
+            got.is_empty() || got[0] == 21 || (case.name == "a hello and no more" && got[0] == 22),
+            "{}: {got:?}",
+            case.name
+        );
         let mut client = soon(certificates.connect(route.listen, "localhost")).await.unwrap();
         let good = connect(case.name);
         client.write_all(&good).await.unwrap();
@@ -383,7 +412,9 @@ fn check_names_every_fault_of_a_file_with_its_place_and_cure() {
     assert_eq!(checked.status.code(), Some(1));
     let (faults, summary) = (text(&checked.stdout), text(&checked.stderr));
     for place in FAULTY_PLACES {
-        let line = faults.lines().find(|line| line.starts_with(&format!("{place} ")) || line.starts_with(&format!("{place}:")));
+        let line = faults
+            .lines()
+            .find(|line| line.starts_with(&format!("{place} ")) || line.starts_with(&format!("{place}:")));
         let line = line.unwrap_or_else(|| panic!("no fault at {place}:\n{faults}"));
         assert!(line.contains("; "), "a cure follows the problem: {line}");
     }
@@ -397,7 +428,10 @@ fn check_names_every_fault_of_a_file_with_its_place_and_cure() {
     assert_eq!(listed.len(), faults.lines().count());
     for (fault, line) in listed.iter().zip(faults.lines()) {
         let is = |name: &str| fault[name].as_str().unwrap_or_else(|| panic!("{name} in {fault}")).to_owned();
-        assert!(line.starts_with(&is("place")) && line.ends_with(&format!("{}; {}", is("problem"), is("cure"))), "{line}");
+        assert!(
+            line.starts_with(&is("place")) && line.ends_with(&format!("{}; {}", is("problem"), is("cure"))),
+            "{line}"
+        );
         assert!(fault["line"].is_null() || line.contains(&format!("(line {})", fault["line"])), "{line}");
     }
 
@@ -460,7 +494,10 @@ fn a_start_without_its_certificates_is_refused_and_says_which() {
     }
     // The same for what upstreams are verified with.
     let file = folder.path().join("crossfade.toml");
-    let text_of = route().to_string().replace("label = \"go\"", &format!("label = \"go\"\ntls = {{ server_name = \"x.example\", ca = {missing:?} }}"));
+    let text_of = route().to_string().replace(
+        "label = \"go\"",
+        &format!("label = \"go\"\ntls = {{ server_name = \"x.example\", ca = {missing:?} }}"),
+    );
     fs::write(&file, format!("[admin]\nlisten = \"{}\"\n{text_of}", free_address())).unwrap();
     let started = crossfade(&["run"], &file);
     let said = text(&started.stderr);
@@ -507,11 +544,19 @@ async fn the_admin_api_refuses_what_it_must_and_changes_nothing() {
         ("no JSON", split("green=20"), &[400]),
         ("nothing", split(""), &[400]),
         ("2 MiB", split(&big), &[413]),
-        ("a form", post("/traffic-split", &["content-type: application/x-www-form-urlencoded"], "green_percentage=20"), &[415]),
+        (
+            "a form",
+            post("/traffic-split", &["content-type: application/x-www-form-urlencoded"], "green_percentage=20"),
+            &[415],
+        ),
         ("no content type", post("/traffic-split", &[], r#"{"route":"shop","green_percentage":20}"#), &[415]),
         (
             "a page of another site",
-            post("/traffic-split", &[json, "origin: https://evil.example"], r#"{"route":"shop","green_percentage":20}"#),
+            post(
+                "/traffic-split",
+                &[json, "origin: https://evil.example"],
+                r#"{"route":"shop","green_percentage":20}"#,
+            ),
             &[403],
         ),
         ("another host", raw("GET /status HTTP/1.1\r\nhost: evil.example\r\n\r\n"), &[421, 403]),

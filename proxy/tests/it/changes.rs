@@ -61,7 +61,10 @@ async fn two_hundred_changes_close_no_connection_lose_no_message_and_hold_at_onc
             Ok(lines)
         });
     }
-    counted(&crossfade, "broker", |status| status["blue"]["open"].as_u64().unwrap() + status["green"]["open"].as_u64().unwrap() == 12).await;
+    counted(&crossfade, "broker", |status| {
+        status["blue"]["open"].as_u64().unwrap() + status["green"]["open"].as_u64().unwrap() == 12
+    })
+    .await;
 
     let mut random = seeded();
     for nth in 0..CHANGES {
@@ -88,7 +91,8 @@ async fn two_hundred_changes_close_no_connection_lose_no_message_and_hold_at_onc
     eprintln!("messages and lines of each connection during the changes: {exchanged:?}");
     assert!(exchanged.iter().all(|count| *count > 0), "{exchanged:?}");
     for id in ids {
-        let seen = [&blue_broker, &green_broker].map(|broker| broker.clients().iter().filter(|seen| **seen == id).count());
+        let seen =
+            [&blue_broker, &green_broker].map(|broker| broker.clients().iter().filter(|seen| **seen == id).count());
         let expected = if is_green("broker", &id, 50.0) { [0, 1] } else { [1, 0] };
         assert_eq!(seen, expected, "{id} connected once and stayed");
     }
@@ -118,7 +122,10 @@ async fn publish_to_oneself(address: std::net::SocketAddr, id: String, stop: Arc
             if stop.load(Ordering::Relaxed) {
                 return Ok(received);
             }
-            client.publish(&topic, QoS::AtLeastOnce, false, sent.to_string()).await.map_err(|error| error.to_string())?;
+            client
+                .publish(&topic, QoS::AtLeastOnce, false, sent.to_string())
+                .await
+                .map_err(|error| error.to_string())?;
             sent += 1;
         }
     }

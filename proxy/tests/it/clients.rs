@@ -133,7 +133,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 let status = StatusCode::from_u16(response.code.unwrap_or_default()).map_err(Error::other)?;
                 let mut headers = HeaderMap::new();
                 for field in response.headers {
-                    headers.append(HeaderName::from_bytes(field.name.as_bytes()).unwrap(), HeaderValue::from_bytes(field.value).unwrap());
+                    headers.append(
+                        HeaderName::from_bytes(field.name.as_bytes()).unwrap(),
+                        HeaderValue::from_bytes(field.value).unwrap(),
+                    );
                 }
                 self.buffer.drain(..length);
                 return Ok((status, headers));
@@ -166,7 +169,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         loop {
             match self.more().await {
                 Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(std::mem::take(&mut self.buffer).into()),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                    return Ok(std::mem::take(&mut self.buffer).into());
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -273,7 +278,11 @@ impl H2Client {
 }
 
 /// Sends all of `bytes`, as the other side makes room for them.
-pub(crate) async fn send_body(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes, end: bool) -> Result<(), h2::Error> {
+pub(crate) async fn send_body(
+    stream: &mut h2::SendStream<Bytes>,
+    mut bytes: Bytes,
+    end: bool,
+) -> Result<(), h2::Error> {
     while !bytes.is_empty() {
         stream.reserve_capacity(bytes.len());
         let Some(room) = soon(poll_fn(|cx| stream.poll_capacity(cx))).await else {

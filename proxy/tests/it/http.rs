@@ -790,7 +790,7 @@ async fn tls_to_an_arm_is_verified_always() {
         }
         assert_eq!(green.seen().requests(), if accepted { 3 } else { 0 }, "{what}");
         assert_eq!(blue.seen().requests(), 0, "{what}");
-        let grpc = health_client(route.listen).await.check(HealthCheckRequest::default()).await;
+        let grpc = health_client(route.listen).await.check(service("")).await;
         if !accepted {
             assert_eq!(grpc.unwrap_err().code(), Code::Unavailable, "{what}");
         } else if alpn.contains(&"h2") {

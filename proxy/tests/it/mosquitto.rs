@@ -49,7 +49,8 @@ impl Mosquitto {
     /// The ids of the clients it has accepted, oldest first.
     pub(crate) fn clients(&self) -> Vec<String> {
         let log = self.log();
-        let line = |line: &str| Some(line.split_once(": New client connected from ")?.1.split_once(" as ")?.1.to_owned());
+        let line =
+            |line: &str| Some(line.split_once(": New client connected from ")?.1.split_once(" as ")?.1.to_owned());
         log.lines().filter_map(line).map(|rest| rest[..rest.find(" (p").unwrap()].to_owned()).collect()
     }
 

@@ -176,7 +176,8 @@ async fn real_clients_exchange_messages_of_every_quality_through_either_arm() {
             round_trip_5(route.listen, &format!("{arm}-five-{qos}"), quality).await;
         }
     }
-    let expected = |arm: &str| (0..=2).flat_map(|qos| [format!("{arm}-four-{qos}"), format!("{arm}-five-{qos}")]).collect();
+    let expected =
+        |arm: &str| (0..=2).flat_map(|qos| [format!("{arm}-four-{qos}"), format!("{arm}-five-{qos}")]).collect();
     let is: Vec<String> = expected("blue");
     assert_eq!(blue.clients(), is);
     let is: Vec<String> = expected("green");
@@ -204,7 +205,8 @@ async fn mosquittos_own_clients_of_every_version_work_through_the_proxy() {
                 let common = ["-V", version, "-q", qos, "-t", &topic];
                 // Retained, so that it does not matter which of the two is there first.
                 let (from, to) = (format!("pub-{version}-{qos}"), format!("sub-{version}-{qos}"));
-                let sent = client("mosquitto_pub", route.listen, &common).args(["-i", &from, "-r", "-m", "kept"]).output();
+                let sent =
+                    client("mosquitto_pub", route.listen, &common).args(["-i", &from, "-r", "-m", "kept"]).output();
                 let sent = sent.unwrap();
                 assert!(sent.status.success(), "{version} {qos}: {}", String::from_utf8_lossy(&sent.stderr));
                 let mut subscriber = client("mosquitto_sub", route.listen, &common);
@@ -352,7 +354,8 @@ async fn a_connect_is_forwarded_byte_for_byte_however_it_arrives_and_whatever_fo
             &[&[0x15][..], &string(b"SCRAM-SHA-1"), &[0x16], &string(b"data")].concat(),
         ]
         .concat();
-        let will_properties = [&[0x18, 0, 0, 0, 5, 0x01, 0][..], &[&[0x08][..], &string(b"answer/to")].concat()].concat();
+        let will_properties =
+            [&[0x18, 0, 0, 0, 5, 0x01, 0][..], &[&[0x08][..], &string(b"answer/to")].concat()].concat();
         let body = [
             &string(b"MQTT")[..],
             &[5, 0b1110_1110, 0, 10, properties.len() as u8],
@@ -492,7 +495,11 @@ async fn green_out_of_reach_costs_no_client_with_fallback_blue() {
     let greens = (0..CLIENTS).filter(|n| is_green("broker", &format!("device-{n}"), 50.0)).count();
     let status = counted(&crossfade, "broker", |status| arm(status, "blue")["ok"] == CLIENTS).await;
     let green = arm(&status, "green");
-    assert_eq!((&green["dispatched"], &green["unreachable"], &green["fallbacks"]), (&greens.into(), &greens.into(), &greens.into()), "{status}");
+    assert_eq!(
+        (&green["dispatched"], &green["unreachable"], &green["fallbacks"]),
+        (&greens.into(), &greens.into(), &greens.into()),
+        "{status}"
+    );
     assert_eq!(green["error_rate"], 1.0, "{status}");
     assert_eq!(arm(&status, "blue")["failures"], 0, "{status}");
     assert_eq!(blue.clients().len(), CLIENTS);
@@ -502,7 +509,8 @@ async fn green_out_of_reach_costs_no_client_with_fallback_blue() {
 async fn a_client_is_told_when_no_broker_can_be_reached() {
     let blue = Mosquitto::start().await;
     // Green gone, and nobody may serve in its place.
-    let route = Route::mqtt(blue.address, free_address()).with("fallback = \"none\"").green_percentage(100.0).unguarded();
+    let route =
+        Route::mqtt(blue.address, free_address()).with("fallback = \"none\"").green_percentage(100.0).unguarded();
     let crossfade = Crossfade::start(&route.to_string()).await;
     // Blue gone: nobody ever does.
     let mut dead = Route::mqtt(free_address(), free_address());
@@ -531,11 +539,11 @@ async fn a_broker_that_goes_silent_before_its_connack_is_a_timeout_and_the_clien
         .table("[route.timeouts]\nresponse_header = \"200ms\"");
     let crossfade = Crossfade::start(&route.to_string()).await;
     for (level, expected) in [(4, UNAVAILABLE), (5, UNAVAILABLE_5)] {
-        let asking = greet(route.listen, &Connect::new(level, "patient").bytes());
-        let ((mut client, answer), mut broker) = tokio::join!(asking, arrives(&green));
+        let first = Connect::new(level, "patient").bytes();
+        let ((mut client, answer), mut broker) = tokio::join!(greet(route.listen, &first), arrives(&green));
         assert_eq!(answer.as_deref(), Some(expected));
         expect_end(&mut client).await;
-        expect_bytes(&mut broker, &Connect::new(level, "patient").bytes()).await;
+        expect_bytes(&mut broker, &first).await;
         soon(broker.read_to_end(&mut Vec::new())).await.unwrap();
     }
     let status = counted(&crossfade, "broker", |status| arm(status, "green")["timeout"] == 2).await;

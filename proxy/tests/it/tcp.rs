@@ -153,7 +153,8 @@ async fn a_hello_in_single_bytes_is_understood_and_passed_on_whole() {
         let (client, _) = cutter.accept().await?;
         let proxy = TcpStream::connect(listen).await?;
         proxy.set_nodelay(true)?;
-        let ((mut from_client, mut to_client), (mut from_proxy, mut to_proxy)) = (client.into_split(), proxy.into_split());
+        let ((mut from_client, mut to_client), (mut from_proxy, mut to_proxy)) =
+            (client.into_split(), proxy.into_split());
         tokio::spawn(async move { tokio::io::copy(&mut from_proxy, &mut to_client).await });
         while let Ok(byte) = from_client.read_u8().await {
             to_proxy.write_all(&[byte]).await?;
