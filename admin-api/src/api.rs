@@ -12,10 +12,10 @@ mod serve;
 mod status;
 mod traffic_split;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-pub use access::{Access, AccessError, Role};
-use access::{Arrival, Caller};
+pub use access::{Access, AccessError};
+use access::{Arrival, Caller, Role};
 use axum::{
     Router,
     body::Body,
@@ -23,7 +23,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, Method, StatusCode, Uri, header};
-pub use problem::{Fault, Problem};
+use parking_lot::Mutex;
+use problem::{Fault, Problem, Word};
 pub use serve::serve;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,8 @@ struct Shared {
     started: Instant,
     /// Listeners of `/events`, so that they leave room for people who want to roll back.
     streams: Arc<Semaphore>,
+    /// How often each kind of problem was the answer.
+    refused: Mutex<BTreeMap<&'static str, u64>>,
     shutdown: CancellationToken,
 }
 
@@ -60,6 +63,7 @@ impl Api {
             access,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
+            refused: Mutex::new(BTreeMap::new()),
             shutdown: CancellationToken::new(),
         });
         let (router, openapi) = documented().split_for_parts();
@@ -84,13 +88,16 @@ impl Api {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
+        if let Some(Word(word)) = response.extensions().get() {
+            *self.shared.refused.lock().entry(word).or_default() += 1;
+        }
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         response
     }
 
-    async fn route(&self, mut request: Request, arrival: &Arrival) -> Result<Response, Problem> {
+    async fn route(&self, mut request: Request, arrival: &Arrival) -> Result<Response, Box<Problem>> {
         let access = &self.shared.access;
         access.check_host(&request, arrival)?;
         let caller = if OPEN_PATHS.contains(&request.uri().path()) {
@@ -158,12 +165,12 @@ fn without_alias(uri: &mut Uri) {
     }
 }
 
-async fn not_found(uri: Uri) -> Problem {
+async fn not_found(uri: Uri) -> Box<Problem> {
     Problem::new(StatusCode::NOT_FOUND, "path", format!("there is no {}", uri.path()))
         .cure("see /openapi.json for what there is")
 }
 
-async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+async fn method_not_allowed(method: Method, uri: Uri) -> Box<Problem> {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} does not take {method}", uri.path()))
         .cure("use a method that the header Allow lists")
 }

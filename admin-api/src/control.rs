@@ -118,6 +118,7 @@ struct Now {
 }
 
 const ROWS_WAITING: usize = 1_000;
+const REASON_LENGTH: usize = 1_000;
 
 #[derive(Clone)]
 enum Row {
@@ -359,7 +360,8 @@ impl Control {
             after,
             revision: live.map(|live| live.revision),
             outcome: "refused".to_owned(),
-            reason: reason.to_owned(),
+            // Says what a caller sent, which may be long.
+            reason: reason.chars().take(REASON_LENGTH).collect(),
         };
         now.queue(Row::Audit(Box::new(row)));
         drop(now);

@@ -130,7 +130,7 @@ impl ArmEvidence {
 /// a reset raises it. `None`: all are.
 pub fn judge(policy: &Guard, seconds: &[Arc<Second>], after: Option<u64>) -> Judgement {
     let evidence = &seconds[seconds.partition_point(|second| after.is_some_and(|after| second.at <= after))..];
-    let window_seconds = policy.window.as_secs().clamp(1, SECONDS_KEPT as u64) as usize;
+    let window_seconds = policy.window.as_secs().clamp(SHORTEST_WINDOW, SECONDS_KEPT as u64) as usize;
     let window = &evidence[evidence.len().saturating_sub(window_seconds)..];
 
     let (blue, green) = (sum(window, |second| &second.blue), sum(window, |second| &second.green));
@@ -149,6 +149,9 @@ pub fn judge(policy: &Guard, seconds: &[Arc<Second>], after: Option<u64>) -> Jud
         green: ArmEvidence::of(&green),
     }
 }
+
+/// Seconds. In a shorter one nothing is left when a second is left out.
+const SHORTEST_WINDOW: u64 = 3;
 
 /// One breach is a breach. A pass needs the error rate, and no rule that has enough to go by and still cannot say.
 fn conclude(rules: &[Evidence]) -> (Verdict, String) {
@@ -279,7 +282,7 @@ fn no_answers(policy: &Guard, window_seconds: usize, evidence: &[Arc<Second>]) -
     let green_all = sum(evidence, |second| &second.green);
     // Nobody answers faster than it can: what takes blue long may take green long.
     let slowest = |tally: &Tally| tally.quantile_us(0.99).unwrap_or_default();
-    let slow_seconds = 2 * slowest(&blue_all).max(slowest(&green_all)).div_ceil(1_000_000);
+    let slow_seconds = (2 * slowest(&blue_all).max(slowest(&green_all))).div_ceil(1_000_000);
     let grace = (GRACE_SECONDS + slow_seconds).min(SECONDS_KEPT as u64) as usize;
 
     let (before, young) = evidence.split_at(evidence.len().saturating_sub(grace));
@@ -329,9 +332,9 @@ fn no_answers(policy: &Guard, window_seconds: usize, evidence: &[Arc<Second>]) -
 /// What green was sent this many seconds ago or later need not be answered yet.
 const GRACE_SECONDS: u64 = 5;
 
-/// Whatever came back, be it only the head of an answer.
+/// Whatever came back, be it only the head of an answer. That a client has left is none: it may have given up waiting.
 fn answers(tally: &Tally) -> u64 {
-    (tally.judged() + tally.count(Outcome::ClientGone)).max(tally.latency_us.len())
+    tally.judged().max(tally.latency_us.len())
 }
 
 /// Bad events of one second, and the events they are part of.
@@ -580,6 +583,24 @@ mod tests {
         assert_eq!(json["verdict"], "breach");
         assert_eq!(json["rules"][0]["rule"], "error_rate");
         assert!(json["green"]["p95_ms"].is_f64());
+    }
+
+    #[test]
+    fn a_green_that_clients_give_up_on_is_one_that_answers_nothing() {
+        let mut given_up = Tally::default();
+        given_up.dispatched = 50;
+        (0..50).for_each(|_| given_up.record(Outcome::ClientGone, None));
+        let second = |at| Arc::new(Second { at, blue: tally(ok(50)), green: given_up.clone() });
+        let judgement = judge(&Guard::default(), &(0..10).map(second).collect::<Vec<_>>(), None);
+        assert_eq!(judgement.verdict, Verdict::Breach);
+        assert_eq!(judgement.reason, "green was sent 200 and has answered none of them after 6 s");
+    }
+
+    #[test]
+    fn the_shortest_window_still_trips() {
+        let policy = Guard { window: Duration::from_secs(1), ..Guard::default() };
+        let broken = Did { failed: 50, ..Did::default() };
+        assert_eq!(judge(&policy, &seconds(vec![(ok(50), broken); 5]), None).verdict, Verdict::Breach);
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod store;
 
 mod api;
 
-pub use api::{Access, AccessError, Api, Fault, Problem, Role, serve};
+pub use api::{Access, AccessError, Api, serve};
 pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
 pub use event::{Counts, Event, Happened, Incident};
 pub use guard::{ArmEvidence, Evidence, Judgement, Verdict, judge};

@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    ops::ControlFlow,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
@@ -57,12 +58,13 @@ impl Ended {
 }
 
 /// Moves bytes both ways with half-close: the end of one direction is passed on and the other goes on.
-/// `observe`: sees all bytes from the upstream, in order, before the client does.
+/// `observe`: sees all bytes from the upstream, in order, before the client does, and an empty slice at their end.
+/// When it breaks, the client sees none of what it was shown, nor the end, and the relay ends as if the upstream broke.
 pub(crate) async fn relay<C, U>(
     client: &mut C,
     upstream: &mut U,
     patience: Patience,
-    mut observe: impl FnMut(&[u8]),
+    mut observe: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Moved
 where
     C: AsyncRead + AsyncWrite + Unpin,
@@ -73,7 +75,7 @@ where
     let mut alarm = pin!(time::sleep(patience.idle.min(patience.write)));
     let ended = poll_fn(|cx| {
         let moved_before = up.moved + down.moved;
-        let up_done = match up.poll(cx, client, upstream, &mut |_| ()) {
+        let up_done = match up.poll(cx, client, upstream, &mut |_| ControlFlow::Continue(())) {
             Poll::Ready(Err(Broke::Reader)) => return Poll::Ready(Ended::ClientBroke),
             Poll::Ready(Err(Broke::Writer)) => return Poll::Ready(Ended::UpstreamBroke),
             Poll::Ready(Ok(())) => true,
@@ -151,7 +153,7 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
-        observe: &mut impl FnMut(&[u8]),
+        observe: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Poll<Result<(), Broke>>
     where
         R: AsyncRead + Unpin,
@@ -179,7 +181,9 @@ impl Direction {
             match Pin::new(&mut *reader).poll_read(cx, &mut free) {
                 Poll::Ready(Ok(())) => {
                     let read = free.filled();
-                    observe(read);
+                    if observe(read).is_break() {
+                        return Poll::Ready(Err(Broke::Reader));
+                    }
                     (self.start, self.end) = (0, read.len());
                     self.read_all = self.end == 0;
                 }
@@ -212,8 +216,11 @@ mod tests {
         let (mut upstream_side, mut upstream) = duplex(1024);
         let relaying = tokio::spawn(async move {
             let mut seen = Vec::new();
-            let moved =
-                relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| seen.extend_from_slice(bytes)).await;
+            let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| {
+                seen.extend_from_slice(bytes);
+                ControlFlow::Continue(())
+            })
+            .await;
             (moved, seen)
         });
         client.write_all(b"request").await.unwrap();
@@ -237,7 +244,9 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(1024);
         let started = Instant::now();
-        let relaying = tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
+        let relaying = tokio::spawn(async move {
+            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ControlFlow::Continue(())).await
+        });
         time::sleep(Duration::from_secs(50)).await;
         client.write_all(b"x").await.unwrap();
         let moved = relaying.await.unwrap();
@@ -250,7 +259,9 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(16);
         let started = Instant::now();
-        let relaying = tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ()).await });
+        let relaying = tokio::spawn(async move {
+            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ControlFlow::Continue(())).await
+        });
         client.write_all(&[0; 100]).await.unwrap();
         let moved = relaying.await.unwrap();
         assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout });

@@ -3,6 +3,7 @@
 
 use std::{
     net::IpAddr,
+    ops::ControlFlow,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -116,14 +117,20 @@ struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    fn see(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() || self.answered.load(Ordering::Relaxed) {
-            return;
+    fn see(&mut self, bytes: &[u8]) -> ControlFlow<()> {
+        if self.answered.load(Ordering::Relaxed) {
+            return ControlFlow::Continue(());
+        }
+        // A broker that leaves without a word: the client is not to see that end, so that it can still be told.
+        if bytes.is_empty() && self.begun.is_empty() {
+            return ControlFlow::Break(());
         }
         self.begun.extend_from_slice(bytes);
         let outcome = loop {
             match parse_connack(&self.begun, self.version) {
-                Connack::Incomplete if self.begun.len() < MAX_CONNECT => return,
+                Connack::Incomplete if !bytes.is_empty() && self.begun.len() < MAX_CONNECT => {
+                    return ControlFlow::Continue(());
+                }
                 Connack::Incomplete | Connack::NotConnack => break Outcome::Broken,
                 Connack::Auth { length } => bytes::Buf::advance(&mut self.begun, length),
                 Connack::Connack { code: 0, .. } => break Outcome::Ok,
@@ -135,6 +142,7 @@ impl Answer<'_> {
         self.exchange.judge(outcome, latency);
         self.answered.store(true, Ordering::Relaxed);
         self.begun = BytesMut::new();
+        ControlFlow::Continue(())
     }
 }
 

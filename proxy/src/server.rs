@@ -99,6 +99,8 @@ impl Server {
         let drain = CancellationToken::new();
         let (draining, is_draining) = watch::channel(false);
         let workers = start_workers(&self, &plane, &drain, &is_draining)?;
+        // The workers have their own handles: a socket closes, and refuses, when the last of them stops accepting.
+        drop(self.listeners);
         let admin = listener(self.admin)?;
         let api = Api::new(Arc::clone(&control), access);
         let end = CancellationToken::new();

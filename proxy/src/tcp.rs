@@ -1,5 +1,7 @@
 //! TCP routes: a connection goes to an arm as a whole; its bytes are not looked at, but for a TLS client's server name.
 
+use std::ops::ControlFlow;
+
 use admin_api::Outcome;
 use bytes::{Buf, BytesMut};
 use config::KeySource;
@@ -38,7 +40,7 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => return,
     }
-    let moved = relay(&mut transport, &mut connected.upstream, patience, |_| ()).await;
+    let moved = relay(&mut transport, &mut connected.upstream, patience, |_| ControlFlow::Continue(())).await;
     exchange.add_bytes(peeked + moved.up, moved.down);
     if worker.access_log {
         tracing::info!(

@@ -24,7 +24,7 @@ use crate::Actor;
 
 /// What a token allows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Role {
+pub(super) enum Role {
     /// Look at everything.
     Read,
     /// Look at and change everything.
@@ -91,7 +91,7 @@ impl Access {
 
     /// A page of another site that a browser has open must not reach us, be it by a name of its own that points here
     /// (DNS rebinding, seen by the host) or by a plain request across sites (seen by the origin).
-    pub(super) fn check_host(&self, request: &Request, arrival: &Arrival) -> Result<(), Problem> {
+    pub(super) fn check_host(&self, request: &Request, arrival: &Arrival) -> Result<(), Box<Problem>> {
         let host = host_of(request)?;
         if !self.knows(&host, arrival.local.ip()) {
             return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "host", format!("{host} is not served here"))
@@ -120,7 +120,7 @@ impl Access {
     }
 
     /// Without tokens everybody who gets here may do everything: only this machine gets here.
-    pub(super) async fn identify(&self, headers: &HeaderMap, arrival: &Arrival) -> Result<Caller, Problem> {
+    pub(super) async fn identify(&self, headers: &HeaderMap, arrival: &Arrival) -> Result<Caller, Box<Problem>> {
         let from = arrival.peer.to_string();
         let Some(file) = &self.tokens else {
             return Ok(Caller { actor: Actor { name: "local".to_owned(), from }, role: Role::Operate });
@@ -139,14 +139,14 @@ impl Access {
     }
 }
 
-fn unauthorized(detail: &str) -> Problem {
+fn unauthorized(detail: &str) -> Box<Problem> {
     Problem::new(StatusCode::UNAUTHORIZED, "token", detail)
         .field("authorization")
         .cure("send Authorization: Bearer with a token of the file in admin.tokens")
 }
 
 /// The one host a request names.
-fn host_of(request: &Request) -> Result<Authority, Problem> {
+fn host_of(request: &Request) -> Result<Authority, Box<Problem>> {
     let bad = |detail: &str| {
         Problem::new(StatusCode::BAD_REQUEST, "host", detail).field("host").cure("send exactly one Host, as HTTP says")
     };

@@ -26,10 +26,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// What is read of a body that is too long, so that a client that sends first and reads then gets its answer.
 const LONGEST_DRAINED: usize = 4 * 1024 * 1024;
 const LONGEST_TEXT: usize = 500;
+/// Members of an object. Every one that is not known is reported, and an answer should not dwarf its question.
+const MOST: usize = 64;
 
 impl Fields {
     /// Reads the body of a request.
-    pub(super) async fn read(request: Request) -> Result<Self, Problem> {
+    pub(super) async fn read(request: Request) -> Result<Self, Box<Problem>> {
         let (head, body) = request.into_parts();
         check_content_type(&head.headers)?;
         let announced = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -45,7 +47,7 @@ impl Fields {
         }
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+    fn parse(bytes: &[u8]) -> Result<Self, Box<Problem>> {
         let malformed =
             |detail: String| Problem::new(StatusCode::BAD_REQUEST, "malformed", detail).cure("send one JSON object");
         if bytes.is_empty() {
@@ -71,7 +73,7 @@ impl Fields {
     }
 
     /// Reads a query string.
-    pub(super) fn query(uri: &Uri) -> Result<Self, Problem> {
+    pub(super) fn query(uri: &Uri) -> Result<Self, Box<Problem>> {
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|error| {
             Problem::new(StatusCode::BAD_REQUEST, "malformed", error.body_text()).cure("send name=value pairs")
         })?;
@@ -80,6 +82,10 @@ impl Fields {
 
     fn of(fields: Vec<(String, Value)>) -> Self {
         let mut this = Self::default();
+        if fields.len() > MOST {
+            this.fault("body", format!("has {} members", fields.len()), "send only the fields that are needed");
+            return this;
+        }
         for (name, value) in fields {
             if this.fields.iter().any(|(before, _)| *before == name) {
                 this.fault(&name, "is there twice", "give it once");
@@ -140,7 +146,7 @@ impl Fields {
     }
 
     /// Every field that nobody has taken is a fault. Errors: all faults, if there are any.
-    pub(super) fn finish(mut self, allowed: &[&str]) -> Result<(), Problem> {
+    pub(super) fn finish(mut self, allowed: &[&str]) -> Result<(), Box<Problem>> {
         for (name, _) in std::mem::take(&mut self.fields) {
             let cure = if allowed.is_empty() {
                 "leave it out".to_owned()
@@ -153,7 +159,7 @@ impl Fields {
     }
 
     /// The faults found so far. At least one.
-    pub(super) fn fail(self) -> Problem {
+    pub(super) fn fail(self) -> Box<Problem> {
         Problem::unprocessable(self.faults)
     }
 }
@@ -170,7 +176,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// A browser sends other types across sites without asking first.
-fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+fn check_content_type(headers: &HeaderMap) -> Result<(), Box<Problem>> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let is_json = |value: &header::HeaderValue| {
         let essence = value.to_str().ok().and_then(|value| value.split(';').next());
@@ -184,7 +190,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
         .cure("send Content-Type: application/json"))
 }
 
-async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
+async fn collect(mut body: Body) -> Result<Vec<u8>, Box<Problem>> {
     let mut bytes = Vec::new();
     let mut length = 0_usize;
     while let Some(frame) = body.frame().await {
@@ -202,7 +208,7 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
     if length > LONGEST { Err(too_long()) } else { Ok(bytes) }
 }
 
-fn too_long() -> Problem {
+fn too_long() -> Box<Problem> {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", "the body is longer than 64 KiB")
         .cure("send only the fields that are needed")
         .header(header::CONNECTION, "close")

@@ -28,7 +28,7 @@ use super::{Problem, State, body::Fields};
 pub(super) async fn events(
     state: State,
     uri: Uri,
-) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Problem> {
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
     let place = state.streams.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-listeners", "all places for listeners are taken")

@@ -12,13 +12,14 @@ use crate::{Control, MirrorObservation, Observation, Outcome, RouteView, Verdict
 
 /// Prometheus text
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
-pub(super) async fn metrics(state: State, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn metrics(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
-    let text = write(&state.control, state.started.elapsed().as_secs_f64());
+    let refused = state.refused.lock().clone();
+    let text = write(&state.control, &refused, state.started.elapsed().as_secs_f64());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
-fn write(control: &Control, uptime_seconds: f64) -> String {
+fn write(control: &Control, refused: &BTreeMap<&'static str, u64>, uptime_seconds: f64) -> String {
     let routes: Vec<(RouteView, Observation)> = control
         .states()
         .into_iter()
@@ -28,7 +29,7 @@ fn write(control: &Control, uptime_seconds: f64) -> String {
         })
         .collect();
     let mut out = Exposition::default();
-    write_process(&mut out, control, uptime_seconds);
+    write_process(&mut out, control, refused, uptime_seconds);
     write_states(&mut out, control, &routes);
     write_arms(&mut out, &routes);
     write_routes(&mut out, &routes);
@@ -36,7 +37,7 @@ fn write(control: &Control, uptime_seconds: f64) -> String {
     out.text
 }
 
-fn write_process(out: &mut Exposition, control: &Control, uptime_seconds: f64) {
+fn write_process(out: &mut Exposition, control: &Control, refused: &BTreeMap<&'static str, u64>, uptime_seconds: f64) {
     out.family("crossfade_build_info", GAUGE, "The version that runs; always 1");
     out.sample("crossfade_build_info", &[("version", VERSION)], 1);
     out.family("crossfade_uptime_seconds", GAUGE, "Since the admin API started");
@@ -45,6 +46,11 @@ fn write_process(out: &mut Exposition, control: &Control, uptime_seconds: f64) {
     out.sample("crossfade_ready", &[], u8::from(control.plane().ready()));
     out.family("crossfade_audit_rows_lost_total", COUNTER, "Audit rows and incidents the disk did not take in time");
     out.sample("crossfade_audit_rows_lost_total", &[], control.rows_dropped());
+
+    out.family("crossfade_admin_refused_total", COUNTER, "Requests to the admin API that were answered with a problem");
+    for (reason, count) in refused {
+        out.sample("crossfade_admin_refused_total", &[("reason", reason)], count);
+    }
 
     let mut counters = control.plane().process_counters();
     // All samples of a family must stand together.
@@ -170,17 +176,15 @@ fn write_mirrors(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
     if mirrors.is_empty() {
         return;
     }
-    let counters: [(&str, &str, fn(&MirrorObservation) -> u64); 3] = [
-        ("crossfade_mirror_offered_total", "Requests whose method may be copied", |seen| seen.offered),
-        ("crossfade_mirror_unsampled_total", "Of those: outside the sample", |seen| seen.unsampled),
-        ("crossfade_mirror_paired_total", "Copies that were answered like their originals", |seen| seen.paired),
-    ];
-    for (name, help, value) in counters {
+    let mut count = |name: &str, help: &str, value: fn(&MirrorObservation) -> u64| {
         out.family(name, COUNTER, help);
         for (view, seen) in &mirrors {
             out.sample(name, &[("route", &view.route)], value(seen));
         }
-    }
+    };
+    count("crossfade_mirror_offered_total", "Requests whose method may be copied", |seen| seen.offered);
+    count("crossfade_mirror_unsampled_total", "Of those: outside the sample", |seen| seen.unsampled);
+    count("crossfade_mirror_paired_total", "Copies that were answered, as their originals were", |seen| seen.paired);
     out.family("crossfade_mirror_dropped_total", COUNTER, "Copies that were not sent");
     by_reason(out, "crossfade_mirror_dropped_total", mirrors.iter().map(|(view, seen)| (*view, &seen.dropped)));
     out.family("crossfade_mirror_failed_total", COUNTER, "Copies that got no answer");

@@ -5,11 +5,11 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{Refusal, control::with_sources};
+use crate::Refusal;
 
 /// A refusal as `application/problem+json`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Problem {
+pub(super) struct Problem {
     /// `urn:crossfade:` and a word that stays the same.
     #[serde(rename = "type")]
     pub kind: String,
@@ -24,13 +24,20 @@ pub struct Problem {
     /// Every fault, when there may be several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Fault>,
+    /// The end of its type.
+    #[serde(skip)]
+    word: &'static str,
     #[serde(skip)]
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+/// Goes with a response that refuses: the end of its problem's type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Word(pub(super) &'static str);
+
 /// One of several things that are wrong with a body or a query.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Fault {
+pub(super) struct Fault {
     pub field: String,
     pub problem: String,
     pub cure: String,
@@ -38,8 +45,8 @@ pub struct Fault {
 
 impl Problem {
     /// `word`: the end of its type. `detail`: lower case, no full stop.
-    pub(super) fn new(status: StatusCode, word: &str, detail: impl Into<String>) -> Self {
-        Self {
+    pub(super) fn new(status: StatusCode, word: &'static str, detail: impl Into<String>) -> Box<Self> {
+        Box::new(Self {
             kind: format!("urn:crossfade:{word}"),
             title: status.canonical_reason().unwrap_or("Refused").to_owned(),
             status: status.as_u16(),
@@ -47,68 +54,63 @@ impl Problem {
             field: None,
             cure: None,
             faults: Vec::new(),
+            word,
             headers: Vec::new(),
-        }
+        })
     }
 
     /// 422 for everything that is wrong at once. `faults`: not empty.
-    pub(super) fn unprocessable(faults: Vec<Fault>) -> Self {
+    pub(super) fn unprocessable(faults: Vec<Fault>) -> Box<Self> {
         let all: Vec<String> = faults.iter().map(|fault| format!("{}: {}", fault.field, fault.problem)).collect();
-        let first = faults.first().cloned();
-        Self {
-            field: first.as_ref().map(|fault| fault.field.clone()),
-            cure: first.map(|fault| fault.cure),
-            faults,
-            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", all.join("; "))
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", all.join("; "));
+        if let Some(first) = faults.first() {
+            problem = problem.field(&first.field).cure(&first.cure);
         }
+        problem.faults = faults;
+        problem
     }
 
-    pub(super) fn cure(self, cure: impl Into<String>) -> Self {
-        Self { cure: Some(cure.into()), ..self }
+    pub(super) fn cure(mut self: Box<Self>, cure: impl Into<String>) -> Box<Self> {
+        self.cure = Some(cure.into());
+        self
     }
 
-    pub(super) fn field(self, field: impl Into<String>) -> Self {
-        Self { field: Some(field.into()), ..self }
+    pub(super) fn field(mut self: Box<Self>, field: impl Into<String>) -> Box<Self> {
+        self.field = Some(field.into());
+        self
     }
 
-    pub(super) fn header(mut self, name: HeaderName, value: &'static str) -> Self {
+    pub(super) fn header(mut self: Box<Self>, name: HeaderName, value: &'static str) -> Box<Self> {
         self.headers.push((name, HeaderValue::from_static(value)));
         self
     }
 }
 
-impl From<Refusal> for Problem {
+impl From<Refusal> for Box<Problem> {
     fn from(refusal: Refusal) -> Self {
-        let text = with_sources(&refusal);
-        // Control's errors read "problem; cure".
-        let (detail, cure) = match text.split_once("; ") {
-            Some((detail, cure)) => (detail.to_owned(), Some(cure.to_owned())),
-            None => (text, None),
-        };
-        let unavailable =
-            || Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-recorded", &detail).header(header::RETRY_AFTER, "1");
-        let problem = match refusal {
-            Refusal::UnknownRoute { .. } => Self::new(StatusCode::NOT_FOUND, "unknown-route", &detail).field("route"),
-            Refusal::Stale { .. } => {
-                Self::new(StatusCode::PRECONDITION_FAILED, "stale-revision", &detail).field("if-match")
-            }
-            Refusal::Latched { .. } => Self::new(StatusCode::CONFLICT, "latched", &detail).field("green_percentage"),
-            Refusal::Overtaken { .. } => Self::new(StatusCode::CONFLICT, "overtaken", &detail),
-            Refusal::NotRecorded(_) => unavailable(),
-            Refusal::LiveNotRecorded(_) => {
-                Self { kind: "urn:crossfade:live-but-not-recorded".to_owned(), ..unavailable() }
-            }
-            Refusal::Abandoned => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "abandoned", &detail),
-        };
-        Self { cure, ..problem }
+        let text = refusal.to_string();
+        // Control's errors read "problem; cure". What the store says of its file is for the logs.
+        let (detail, cure) = text.split_once("; ").unwrap_or((&text, "try again"));
+        let problem = |status, word| Problem::new(status, word, detail).cure(cure);
+        let unavailable = |word| problem(StatusCode::SERVICE_UNAVAILABLE, word).header(header::RETRY_AFTER, "1");
+        match &refusal {
+            Refusal::UnknownRoute { .. } => problem(StatusCode::NOT_FOUND, "unknown-route").field("route"),
+            Refusal::Stale { .. } => problem(StatusCode::PRECONDITION_FAILED, "stale-revision").field("if-match"),
+            Refusal::Latched { .. } => problem(StatusCode::CONFLICT, "latched").field("green_percentage"),
+            Refusal::Overtaken { .. } => problem(StatusCode::CONFLICT, "overtaken"),
+            Refusal::NotRecorded(_) => unavailable("not-recorded"),
+            Refusal::LiveNotRecorded(_) => unavailable("live-but-not-recorded"),
+            Refusal::Abandoned => problem(StatusCode::INTERNAL_SERVER_ERROR, "abandoned"),
+        }
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for Box<Problem> {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let body = serde_json::to_vec(&*self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        response.extensions_mut().insert(Word(self.word));
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
         }

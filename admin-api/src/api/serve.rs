@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    io,
+    io::{self, Write},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -94,8 +94,8 @@ pub async fn serve(
 fn refuse(stream: TcpStream, tls: bool) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    if !tls {
-        let _ = stream.try_write(ANSWER);
+    if let (false, Ok(mut stream)) = (tls, stream.into_std()) {
+        let _ = stream.write(ANSWER);
     }
 }
 

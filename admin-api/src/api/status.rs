@@ -134,7 +134,7 @@ impl MirrorStatus {
 
 /// Everything about every route
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
-pub(super) async fn status(state: State, uri: Uri) -> Result<Json<Status>, Problem> {
+pub(super) async fn status(state: State, uri: Uri) -> Result<Json<Status>, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
     let control = &state.control;
     let config = control.config();
@@ -214,7 +214,7 @@ pub(super) async fn health() -> Json<Health> {
          content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn ready(state: State) -> Result<Json<Health>, Problem> {
+pub(super) async fn ready(state: State) -> Result<Json<Health>, Box<Problem>> {
     if state.control.plane().ready() {
         return Ok(Json(Health { status: "ready", service: SERVICE, version: VERSION }));
     }
@@ -251,7 +251,7 @@ const LIMIT: usize = 100;
     ),
     responses((status = 200, body = IncidentList))
 )]
-pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     let (route, limit) = window(&uri, crate::INCIDENTS_KEPT)?;
     let incidents = state.control.incidents(route.as_deref(), limit).await.map_err(unreadable)?;
     let incidents = incidents.into_iter().filter_map(|json| RawValue::from_string(json).ok()).collect();
@@ -268,7 +268,7 @@ pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Proble
         (status = 404, description = "No such incident", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn incident(state: State, id: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
+pub(super) async fn incident(state: State, id: Result<Path<String>, PathRejection>) -> Result<Response, Box<Problem>> {
     let unknown = || {
         Problem::new(StatusCode::NOT_FOUND, "unknown-incident", "there is no such incident")
             .field("id")
@@ -288,19 +288,19 @@ pub(super) async fn incident(state: State, id: Result<Path<String>, PathRejectio
     ),
     responses((status = 200, body = AuditTrail))
 )]
-pub(super) async fn audit(state: State, uri: Uri) -> Result<Json<AuditTrail>, Problem> {
+pub(super) async fn audit(state: State, uri: Uri) -> Result<Json<AuditTrail>, Box<Problem>> {
     let (route, limit) = window(&uri, crate::AUDIT_ROWS_KEPT)?;
     let audit = state.control.audit(route.as_deref(), limit).await.map_err(unreadable)?;
     Ok(Json(AuditTrail { audit }))
 }
 
-fn window(uri: &Uri, most: usize) -> Result<(Option<String>, usize), Problem> {
+fn window(uri: &Uri, most: usize) -> Result<(Option<String>, usize), Box<Problem>> {
     let mut query = Fields::query(uri)?;
     let (route, limit) = (query.text("route"), query.count("limit", most));
     query.finish(&["route", "limit"])?;
     Ok((route, limit.unwrap_or(LIMIT)))
 }
 
-fn unreadable(error: StoreError) -> Problem {
+fn unreadable(error: StoreError) -> Box<Problem> {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", with_sources(&error)).header(header::RETRY_AFTER, "1")
 }

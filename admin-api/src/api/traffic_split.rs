@@ -93,7 +93,7 @@ pub(super) fn achieved(seen: &Observation) -> Option<Achieved> {
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     let mut query = Fields::query(&uri)?;
     let route = query.text("route");
     query.finish(&["route"])?;
@@ -134,7 +134,7 @@ pub(super) async fn change(
     state: State,
     Extension(caller): Extension<Caller>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Box<Problem>> {
     let control = &state.control;
     let mut asked = Asked::default();
     let parsed = asked.split(control, request).await;
@@ -159,7 +159,7 @@ pub(super) async fn rollback(
     state: State,
     Extension(caller): Extension<Caller>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Box<Problem>> {
     let control = &state.control;
     let mut asked = Asked::default();
     let parsed = asked.reason(control, request, false).await;
@@ -184,7 +184,7 @@ pub(super) async fn reset(
     state: State,
     Extension(caller): Extension<Caller>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, Box<Problem>> {
     let control = &state.control;
     let mut asked = Asked::default();
     let parsed = asked.reason(control, request, true).await;
@@ -201,7 +201,11 @@ struct Asked {
 }
 
 impl Asked {
-    async fn split(&mut self, control: &Control, request: Request) -> Result<(String, Split, Option<u64>), Problem> {
+    async fn split(
+        &mut self,
+        control: &Control,
+        request: Request,
+    ) -> Result<(String, Split, Option<u64>), Box<Problem>> {
         let headers = request.headers().clone();
         let mut fields = Fields::read(request).await?;
         let config = control.config();
@@ -244,7 +248,12 @@ impl Asked {
         Ok((route.name.clone(), split, if_match(&headers, current)?))
     }
 
-    async fn reason(&mut self, control: &Control, request: Request, needed: bool) -> Result<(String, String), Problem> {
+    async fn reason(
+        &mut self,
+        control: &Control,
+        request: Request,
+        needed: bool,
+    ) -> Result<(String, String), Box<Problem>> {
         let mut fields = Fields::read(request).await?;
         let config = control.config();
         let route = self.route(&config.routes, &mut fields)?;
@@ -258,7 +267,7 @@ impl Asked {
     }
 
     /// The route of a body; the only one where it names none.
-    fn route<'a>(&mut self, routes: &'a [Route], fields: &mut Fields) -> Result<&'a Route, Problem> {
+    fn route<'a>(&mut self, routes: &'a [Route], fields: &mut Fields) -> Result<&'a Route, Box<Problem>> {
         let named = fields.has("route");
         let name = fields.text("route");
         self.route = name.clone();
@@ -289,7 +298,7 @@ impl Asked {
         }
     }
 
-    fn refused(&self, control: &Control, action: &str, caller: &Caller, problem: Problem) -> Problem {
+    fn refused(&self, control: &Control, action: &str, caller: &Caller, problem: Box<Problem>) -> Box<Problem> {
         control.refused(action, self.route.as_deref(), self.split, &caller.actor, &problem.detail);
         problem
     }
@@ -309,7 +318,7 @@ fn side_names(route: &Route) -> Vec<(String, Arm)> {
 }
 
 /// RFC 9110, 13.1.1. `current`: the revision now. `None`: no condition, or one that any state meets.
-fn if_match(headers: &HeaderMap, current: impl FnOnce() -> Option<u64>) -> Result<Option<u64>, Problem> {
+fn if_match(headers: &HeaderMap, current: impl FnOnce() -> Option<u64>) -> Result<Option<u64>, Box<Problem>> {
     let malformed = || {
         Problem::new(StatusCode::BAD_REQUEST, "malformed", "if-match is not a list of entity tags")
             .field("if-match")

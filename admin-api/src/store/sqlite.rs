@@ -32,6 +32,8 @@ impl Sqlite {
         match fs::metadata(path) {
             Ok(file) if !file.is_file() => return Err(damaged(path, "is not a file")),
             Ok(file) if file.len() == 0 => return Err(damaged(path, "is empty")),
+            // SQLite takes some of these for empty databases and fills them in.
+            Ok(file) if file.len() < SMALLEST => return Err(damaged(path, "is too short to be a SQLite database")),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
             Err(source) => return Err(StoreError::Open { path: path.to_owned(), source: source.into() }),
@@ -105,6 +107,9 @@ impl StateStore for Sqlite {
     }
 }
 
+/// The smallest page that SQLite has (file format, 1.3.2); a database is at least one page.
+const SMALLEST: u64 = 512;
+
 /// Marks the file as ours: "CFSD".
 const APPLICATION_ID: i64 = 0x4346_5344;
 const FORMAT: i64 = 1;
@@ -137,7 +142,9 @@ fn create(path: &Path) -> Result<(), StoreError> {
     for ending in ["-journal", "-wal"] {
         // SQLite would roll such a leftover back into the new file.
         if beside(path, ending).exists() {
-            let problem = format!("is missing, but its {} is there", beside(path, ending).display());
+            let leftover = beside(path, ending);
+            let problem =
+                format!("is missing, but {} is there, which belongs to it and has to go with it", leftover.display());
             return Err(damaged(path, problem));
         }
     }
@@ -151,13 +158,14 @@ fn create(path: &Path) -> Result<(), StoreError> {
         // Unlike a rename, a link does not replace a file that another process put there meanwhile; that one is ours
         // to open then.
         match fs::hard_link(&aside, path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // Some file systems have no links.
+            Err(_) => fs::rename(&aside, path).map_err(failed),
+            Ok(()) => Ok(()),
         }
     });
-    let removed = fs::remove_file(&aside);
+    let _ = fs::remove_file(&aside);
     written?;
-    removed.map_err(failed)?;
     sync_folder(path).map_err(failed)
 }
 

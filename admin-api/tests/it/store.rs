@@ -112,7 +112,7 @@ fn a_missing_file_with_a_journal_is_damage() {
     let folder = Folder::new();
     let path = folder.file("state.db");
     write(&folder.file("state.db-journal"), b"what a killed process had begun");
-    assert!(message(&path).contains("is missing, but its"), "{}", message(&path));
+    assert!(message(&path).contains("state.db-journal is there, which belongs to it"), "{}", message(&path));
     assert!(!path.exists());
 }
 

@@ -23,10 +23,10 @@ use config::{
 use parking_lot::{Condvar, Mutex};
 
 /// A folder of its own, gone when dropped.
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("crossfade-admin-{}-{number}", std::process::id()));
@@ -34,11 +34,11 @@ impl Folder {
         Self(path)
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> =
             fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -52,11 +52,11 @@ impl Drop for Folder {
     }
 }
 
-pub fn split(percent: f64) -> Split {
+pub(crate) fn split(percent: f64) -> Split {
     Split::from_percent(percent).unwrap()
 }
 
-pub fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route {
+pub(crate) fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route {
     let arm = |label: &str, port| ArmSettings {
         label: label.to_owned(),
         endpoints: vec![Endpoint { host: "127.0.0.1".to_owned(), port }],
@@ -84,7 +84,7 @@ pub fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route {
     }
 }
 
-pub fn config(routes: Vec<Route>) -> Arc<Config> {
+pub(crate) fn config(routes: Vec<Route>) -> Arc<Config> {
     Arc::new(Config {
         server: Server { workers: None, drain: Duration::from_secs(25), access_log: false, max_connections: 1_000 },
         admin: Admin {
@@ -98,32 +98,32 @@ pub fn config(routes: Vec<Route>) -> Arc<Config> {
     })
 }
 
-pub fn shop() -> Arc<Config> {
+pub(crate) fn shop() -> Arc<Config> {
     config(vec![route("shop", "python", "go", 0.0)])
 }
 
-pub fn shop_and_broker() -> Arc<Config> {
+pub(crate) fn shop_and_broker() -> Arc<Config> {
     config(vec![route("shop", "python", "go", 0.0), route("broker", "erlang", "golang", 5.0)])
 }
 
 /// Remembers what it was told, and reports what a test made it see.
 #[derive(Default)]
-pub struct FakePlane {
-    pub live: Mutex<BTreeMap<String, RouteState>>,
-    pub applied: Mutex<Vec<(String, RouteState)>>,
-    pub installs: AtomicU64,
-    pub refuse_install: AtomicBool,
-    pub draining: AtomicBool,
-    pub seen: Mutex<BTreeMap<String, Observation>>,
+pub(crate) struct FakePlane {
+    pub(crate) live: Mutex<BTreeMap<String, RouteState>>,
+    pub(crate) applied: Mutex<Vec<(String, RouteState)>>,
+    pub(crate) installs: AtomicU64,
+    pub(crate) refuse_install: AtomicBool,
+    pub(crate) draining: AtomicBool,
+    pub(crate) seen: Mutex<BTreeMap<String, Observation>>,
 }
 
 impl FakePlane {
-    pub fn live(&self, route: &str) -> RouteState {
+    pub(crate) fn live(&self, route: &str) -> RouteState {
         self.live.lock()[route]
     }
 
     /// Adds one whole second: how many succeeded and failed on blue and on green.
-    pub fn second(&self, route: &str, blue: (u64, u64), green: (u64, u64)) {
+    pub(crate) fn second(&self, route: &str, blue: (u64, u64), green: (u64, u64)) {
         let mut seen = self.seen.lock();
         let seen = seen.entry(route.to_owned()).or_default();
         let tally = |(ok, failed): (u64, u64)| {
@@ -186,31 +186,31 @@ impl DataPlane for FakePlane {
 
 /// A store in memory whose disk can fail, or hang.
 #[derive(Default)]
-pub struct FakeStore {
+pub(crate) struct FakeStore {
     states: Mutex<BTreeMap<String, Recorded>>,
-    pub audit: Mutex<Vec<AuditRow>>,
+    pub(crate) audit: Mutex<Vec<AuditRow>>,
     incidents: Mutex<Vec<(String, String)>>,
-    pub failing: AtomicBool,
+    pub(crate) failing: AtomicBool,
     hanging: Mutex<bool>,
     released: Condvar,
-    pub waiting: AtomicU64,
+    pub(crate) waiting: AtomicU64,
 }
 
 impl FakeStore {
-    pub fn recorded(&self, route: &str) -> Recorded {
+    pub(crate) fn recorded(&self, route: &str) -> Recorded {
         self.states.lock()[route].clone()
     }
 
-    pub fn hang(&self) {
+    pub(crate) fn hang(&self) {
         *self.hanging.lock() = true;
     }
 
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         *self.hanging.lock() = false;
         self.released.notify_all();
     }
 
-    pub fn fail(&self, failing: bool) {
+    pub(crate) fn fail(&self, failing: bool) {
         self.failing.store(failing, Ordering::Relaxed);
     }
 }
@@ -251,7 +251,7 @@ impl StateStore for FakeStore {
 }
 
 /// Waits for a condition, at most 20 s.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let patience = tokio::time::timeout(Duration::from_secs(20), async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -260,6 +260,6 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     patience.await.unwrap_or_else(|_| panic!("never happened: {what}"));
 }
 
-pub fn write(path: &Path, bytes: &[u8]) {
+pub(crate) fn write(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }

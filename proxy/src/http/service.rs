@@ -134,7 +134,8 @@ impl ProxyHttp for Service {
         // An answer may come before the request's end (an echo, 100 Continue): the connection outlives both.
         session.set_close_on_response_before_downstream_finish(false);
         // RFC 9110 section 15.2: a 1.0 client knows no interim answers.
-        session.set_ignore_info_resp(session.req_header().version == Version::HTTP_10);
+        let is_http10 = session.req_header().version == Version::HTTP_10;
+        session.set_ignore_info_resp(is_http10);
         ctx.connection = Some(connection);
         ctx.route = Some(route);
         Ok(false)
@@ -248,13 +249,14 @@ impl ProxyHttp for Service {
             tap.answered(response.status, ctx.latency_us.unwrap_or_default());
         }
         let request = session.req_header();
+        let (version, expecting) = (request.version, request.headers.contains_key(header::EXPECT));
         // RFC 9112 section 6.1: a 1.0 client knows no chunks; for it the end of the connection is the end of the body.
-        let unframed = request.version == Version::HTTP_10 && response.headers.contains_key(header::TRANSFER_ENCODING);
+        let unframed = version == Version::HTTP_10 && response.headers.contains_key(header::TRANSFER_ENCODING);
         if unframed {
             response.remove_header(&header::TRANSFER_ENCODING);
         }
         // RFC 9110 section 10.1.1: nobody knows whether the body that was announced with `Expect` is still to come.
-        let abandoned = request.headers.contains_key(header::EXPECT) && !session.is_body_done();
+        let abandoned = expecting && !session.is_body_done();
         if unframed || abandoned || *self.draining.borrow() {
             session.set_keepalive(None);
         }
@@ -280,12 +282,19 @@ impl ProxyHttp for Service {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-        let (outcome, status, text) = verdict(error);
+        // The arm cannot answer a request that has not come in whole: both sides waited for the client.
+        let starved = *error.etype() == ErrorType::ReadTimedout && ctx.status.is_none() && !session.is_body_done();
+        let (outcome, status, text) = if starved { BODY_OVERDUE } else { verdict(error) };
         if let Some(exchange) = &mut ctx.exchange
             && (outcome != Outcome::ClientGone || ctx.status.is_none())
         {
             exchange.judge(outcome, None);
         }
+        if let (ErrorSource::Downstream, ErrorType::Custom(BAD_CHUNK | BAD_TRAILER)) = (error.esource(), error.etype()) {
+            self.plane.rejections.count("bad_chunk");
+        }
+        // The connection ends here, and the answer says so.
+        session.set_keepalive(None);
         let status =
             status.filter(|_| session.response_written().is_none_or(|written| written.status.is_informational()));
         if let Some(status) = status
@@ -438,10 +447,19 @@ fn answered(status: StatusCode, grpc_status: Option<u16>) -> Outcome {
     }
 }
 
+/// How the engine names what is wrong with a chunked body.
+const BAD_CHUNK: &str = "InvalidChunk";
+const BAD_TRAILER: &str = "InvalidTrailerEnd";
+
+type Verdict = (Outcome, Option<StatusCode>, &'static str);
+
+const BODY_OVERDUE: Verdict =
+    (Outcome::ClientGone, Some(StatusCode::REQUEST_TIMEOUT), "the request's body did not come in time");
+
 /// What an error says about the arm, and what the client is told, if it can be.
-fn verdict(error: &Error) -> (Outcome, Option<StatusCode>, &'static str) {
+fn verdict(error: &Error) -> Verdict {
     use ErrorType::{
-        BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, HTTPStatus, HandshakeError,
+        BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, Custom, HTTPStatus, HandshakeError,
         InvalidCert, InvalidHTTPHeader, ReadTimedout, SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
         WriteTimedout,
     };
@@ -460,8 +478,9 @@ fn verdict(error: &Error) -> (Outcome, Option<StatusCode>, &'static str) {
         (ErrorSource::Upstream, _) => {
             (Outcome::Broken, Some(StatusCode::BAD_GATEWAY), "the endpoint's answer was not whole or made no sense")
         }
-        (ErrorSource::Downstream, ReadTimedout) => {
-            (Outcome::ClientGone, Some(StatusCode::REQUEST_TIMEOUT), "the request's body did not come in time")
+        (ErrorSource::Downstream, ReadTimedout) => BODY_OVERDUE,
+        (ErrorSource::Downstream, Custom(BAD_CHUNK | BAD_TRAILER)) => {
+            (Outcome::ClientGone, Some(StatusCode::BAD_REQUEST), "the request's body is not well divided into chunks")
         }
         (ErrorSource::Downstream, InvalidHTTPHeader) => {
             (Outcome::ClientGone, Some(StatusCode::BAD_REQUEST), "the request makes no sense")

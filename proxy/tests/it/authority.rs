@@ -5,7 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
-    pki_types::{PrivateKeyDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -30,8 +30,13 @@ impl Authority {
     }
 
     pub(crate) fn issue(&self, name: &str) -> Issued {
+        self.issue_for(&[name])
+    }
+
+    pub(crate) fn issue_for(&self, names: &[&str]) -> Issued {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.0).unwrap();
         Issued { certificate, key }
     }
 
@@ -41,21 +46,22 @@ impl Authority {
     }
 
     /// Makes a connection a TLS one that trusts this authority alone, asks for `name` and offers `alpn`.
-    pub(crate) async fn connect(
-        &self,
-        tcp: TcpStream,
-        name: &'static str,
-        alpn: &[&str],
-    ) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, tcp: TcpStream, name: &str, alpn: &[&str]) -> io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        soon(TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name).unwrap(), tcp)).await
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        soon(TlsConnector::from(Arc::new(config)).connect(name, tcp)).await
     }
 }
 
 impl Issued {
+    /// As a client sees it.
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        self.certificate.der()
+    }
+
     /// Writes `NAME.pem` and `NAME.key` into a folder, each whole or not at all. The setting that names them.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> String {
         for (ending, text) in [("key", self.key.serialize_pem()), ("pem", self.certificate.pem())] {

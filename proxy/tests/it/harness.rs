@@ -3,11 +3,12 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    mem,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -68,17 +69,30 @@ impl Crossfade {
 
     /// Starts it on a folder that holds a `crossfade.toml` whose admin API is at `admin`.
     pub(crate) async fn start_in(dir: TempDir, admin: SocketAddr) -> Self {
-        let (child, log) = spawn(&dir);
+        Self::try_start_in(dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
+    /// The same for a start that may be refused.
+    pub(crate) async fn try_start_in(dir: TempDir, admin: SocketAddr) -> Result<Self, Refused> {
+        let (child, log, reading) = spawn(&dir);
         let mut crossfade = Self { child, log, admin: Admin::new(admin), dir };
-        crossfade.ready().await;
-        crossfade
+        match crossfade.ready().await {
+            Ok(()) => Ok(crossfade),
+            Err(status) => {
+                reading.join().unwrap();
+                let dir = mem::replace(&mut crossfade.dir, TempDir::new().unwrap());
+                Err(Refused { code: status.code(), said: crossfade.log().join("\n"), dir })
+            }
+        }
     }
 
     /// Ends it as `kill -9` does and starts it again on the same configuration and state.
     pub(crate) async fn kill_and_restart(&mut self) {
         self.kill();
-        (self.child, self.log) = spawn(&self.dir);
-        self.ready().await;
+        (self.child, self.log, _) = spawn(&self.dir);
+        if let Err(status) = self.ready().await {
+            panic!("crossfade ended with {status}");
+        }
     }
 
     /// `kill -9`.
@@ -129,19 +143,28 @@ impl Crossfade {
             .await
     }
 
-    async fn ready(&mut self) {
+    /// Errors: it ended instead.
+    async fn ready(&mut self) -> Result<(), ExitStatus> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("crossfade ended with {status}:\n{}", self.log().join("\n"));
+                return Err(status);
             }
             if self.admin.try_get("/ready").await.is_some_and(|(status, _)| status == StatusCode::OK) {
-                return;
+                return Ok(());
             }
             assert!(Instant::now() < deadline, "crossfade is not ready:\n{}", self.log().join("\n"));
             time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// A start that came to nothing: the exit code, and all that was said.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
+    pub(crate) dir: TempDir,
 }
 
 impl Drop for Crossfade {
@@ -154,7 +177,7 @@ impl Drop for Crossfade {
     }
 }
 
-fn configuration(admin: SocketAddr, more: &str, routes: &str) -> String {
+pub(crate) fn configuration(admin: SocketAddr, more: &str, routes: &str) -> String {
     format!("[admin]\nlisten = \"{admin}\"\nstate = \"crossfade.db\"\n{more}\n{routes}\n")
 }
 
@@ -165,7 +188,7 @@ pub(crate) fn program() -> Command {
     command
 }
 
-fn spawn(dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>) {
+fn spawn(dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
     let mut child = program()
         .args(["run", "--config"])
         .arg(dir.path().join("crossfade.toml"))
@@ -176,8 +199,8 @@ fn spawn(dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>) {
     let log = Arc::new(Mutex::new(Vec::new()));
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let kept = Arc::clone(&log);
-    thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
-    (child, log)
+    let reading = thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
+    (child, log, reading)
 }
 
 /// The admin API as a person with curl uses it.

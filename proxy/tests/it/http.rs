@@ -33,7 +33,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use crate::{
     authority::Authority,
     clients::{Answer, Client, H2Client, get_request, send_body},
-    harness::{Crossfade, eventually, free_address},
+    harness::{Crossfade, eventually, free_address, seeded},
     routes::Route,
     status::counted,
     site::{RawOrigin, Site, any_port, arm_of, count, key, keys, peak_kib, read_head, rejected, soon},
@@ -206,9 +206,7 @@ async fn two_hundred_split_changes_fail_no_request_and_close_no_connection() {
             }
         }));
     }
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = seeded();
     for _ in 0..200 {
         let before = done.load(Ordering::Relaxed);
         crossfade.admin.split("shop", f64::from(random.u8(..=100))).await;
@@ -957,14 +955,13 @@ async fn nothing_reaches_an_origin_before_it_agrees_to_upgrade_and_each_close_do
     })
     .await;
     let route = Route::http(origin.address, origin.address).unchecked();
-    let _crossfade = Crossfade::start(&route.to_string()).await;
+    let crossfade = Crossfade::start(&route.to_string()).await;
     let mut client = Client::connect(route.listen).await;
     client.send(format!("{HANDSHAKE}early bytes")).await;
     let head = soon(head_seen).await.unwrap();
     assert!(head.ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&head));
     // The early bytes have been in the proxy's reach since the head: whatever it does with them it does by now.
-    let mut other = Client::connect(route.listen).await;
-    other.send("PING").await;
+    crossfade.admin.text("/metrics").await;
     may_agree.send(()).unwrap();
     assert_eq!(client.head().await.status, StatusCode::SWITCHING_PROTOCOLS);
     while client.buffer.len() < 5 {
@@ -1010,7 +1007,7 @@ async fn nginx(folder: &TempDir, name: &'static str) -> (Process, SocketAddr) {
     fs::write(prefix.join("file.txt"), "a file served by nginx\n".repeat(5000)).unwrap();
     let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path {kind};")).join("\n");
     let config = format!(
-        "daemon off; master_process off; pid nginx.pid; error_log stderr warn;
+        "daemon off; master_process off; pid nginx.pid; error_log stderr crit;
         events {{ worker_connections 256; }}
         http {{
             access_log off; keepalive_requests 7; {temp}

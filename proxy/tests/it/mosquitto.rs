@@ -30,7 +30,7 @@ impl Mosquitto {
         let config = dir.path().join("mosquitto.conf");
         // As root it would change to a user of its own, who may not exist.
         let lines = format!(
-            "user root\nlistener {} {}\nallow_anonymous true\nlog_dest stderr\nlog_type all\n{more}\n",
+            "user root\nlistener {} {}\nallow_anonymous true\nlog_dest stderr\nlog_type notice\nlog_type warning\nlog_type error\n{more}\n",
             address.port(),
             address.ip()
         );
@@ -49,9 +49,14 @@ impl Mosquitto {
     /// The ids of the clients it has accepted, oldest first.
     pub(crate) fn clients(&self) -> Vec<String> {
         let log = self.log();
-        let line =
-            |line: &str| Some(line.split_once(": New client connected from ")?.1.split_once(" as ")?.1.to_owned());
-        log.lines().filter_map(line).map(|rest| rest[..rest.find(" (p").unwrap()].to_owned()).collect()
+        // "1700000000: New client connected from 127.0.0.1:40000 as device-7 (p2, c1, k60)."
+        let id = |line: &str| {
+            let (_, what) = line.split_once(": New ")?;
+            let from = what.strip_prefix("client").or_else(|| what.strip_prefix("bridge"))?;
+            let (_, id) = from.strip_prefix(" connected from ")?.split_once(" as ")?;
+            Some(id[..id.rfind(" (p")?].to_owned())
+        };
+        log.lines().filter_map(id).collect()
     }
 
     pub(crate) fn stop(&mut self) {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    certificates::Certificates,
+    authority::Authority,
     harness::{Crossfade, eventually, free_address},
     mosquitto::{Mosquitto, command},
     packets::{
@@ -299,17 +299,22 @@ async fn an_empty_client_id_follows_keyless_and_is_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tls_listener_serves_raw_and_real_clients() {
     let (blue, green) = (Mosquitto::start().await, Mosquitto::start().await);
-    let (folder, certificates) = (TempDir::new().unwrap(), Certificates::new(&["localhost"]));
-    let route = Route::mqtt(blue.address, green.address).with(certificates.write(&folder)).green_percentage(100.0);
+    let (folder, authority) = (TempDir::new().unwrap(), Authority::new());
+    let tls = authority.issue("localhost").write(folder.path(), "broker");
+    let route = Route::mqtt(blue.address, green.address).with(tls).green_percentage(100.0);
     let _crossfade = Crossfade::start(&route.to_string()).await;
-    let mut stream = certificates.connect(route.listen, "localhost").await.unwrap();
+    let tcp = TcpStream::connect(route.listen).await.unwrap();
+    let mut stream = authority.connect(tcp, "localhost", &[]).await.unwrap();
     stream.write_all(&connect("raw")).await.unwrap();
     assert_eq!(soon(read_packet(&mut stream)).await.unwrap(), ACCEPTED);
 
-    let ca = folder.path().join("ca.pem");
+    let roots = folder.path().join("roots.pem");
+    authority.write(&roots);
     let port = route.listen.port().to_string();
     let mut publish = command("mosquitto_pub");
-    publish.args(["-h", "localhost", "-p", &port, "-i", "real", "-t", "a", "-m", "b", "-q", "2", "--cafile"]).arg(ca);
+    publish
+        .args(["-h", "localhost", "-p", &port, "-i", "real", "-t", "a", "-m", "b", "-q", "2", "--cafile"])
+        .arg(roots);
     let published = tokio::task::spawn_blocking(move || publish.output().unwrap()).await.unwrap();
     assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
     assert_eq!(green.clients(), ["raw", "real"]);

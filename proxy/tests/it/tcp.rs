@@ -2,24 +2,22 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use loadtest::origin::TcpOrigin;
 use proxy::split::{Salt, bucket};
-use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    certificates::Certificates,
+    authority::{Authority, Issued},
     harness::{Crossfade, free_address},
     routes::Route,
     site::soon,
@@ -76,11 +74,11 @@ async fn an_address_keeps_its_arm() {
 }
 
 /// A TLS server that tells every client its own name.
-fn tls_origin(certificates: &Certificates, label: &'static str) -> (SocketAddr, JoinHandle<()>) {
+fn tls_origin(issued: &Issued, label: &'static str) -> (SocketAddr, JoinHandle<()>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
-    let (listener, acceptor) = (TcpListener::from_std(listener).unwrap(), TlsAcceptor::from(certificates.server()));
+    let (listener, acceptor) = (TcpListener::from_std(listener).unwrap(), TlsAcceptor::from(issued.server(&[])));
     let serving = tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
@@ -100,22 +98,21 @@ fn tls_origin(certificates: &Certificates, label: &'static str) -> (SocketAddr, 
 
 #[tokio::test]
 async fn tls_passes_untouched_to_the_arm_of_the_name_that_is_asked_for() {
-    let authority = Certificates::authority();
-    let names = ["*.example", "127.0.0.1"];
-    let (python, go) =
-        (Certificates::with_authority(&authority, &names), Certificates::with_authority(&authority, &names));
+    let (authority, names) = (Authority::new(), ["*.shop.example", "127.0.0.1"]);
+    let (python, go) = (authority.issue_for(&names), authority.issue_for(&names));
     let ((blue, _serving_blue), (green, _serving_green)) = (tls_origin(&python, "python"), tls_origin(&go, "go"));
     let route = Route::tcp(blue, green).with("key = [\"sni\"]").green_percentage(50.0).unchecked();
     let crossfade = Crossfade::start(&route.to_string()).await;
     let mut arms = BTreeMap::new();
     for n in (0..40).chain(0..40) {
-        let name = format!("Shop-{n}.example");
+        let name = format!("Eu-{n}.shop.example");
         // Names are the same in upper and lower case.
         let is_green = bucket(Salt::split("bus"), name.to_lowercase().as_bytes()) < 5_000;
-        let (label, certificates) = if is_green { ("go", &go) } else { ("python", &python) };
-        let mut stream = soon(python.connect(route.listen, &name)).await.unwrap();
+        let (label, issued) = if is_green { ("go", &go) } else { ("python", &python) };
+        let tcp = TcpStream::connect(route.listen).await.unwrap();
+        let mut stream = authority.connect(tcp, &name, &[]).await.unwrap();
         let seen = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
-        assert_eq!(&seen, certificates.certificate(), "the handshake is with the origin itself");
+        assert_eq!(&seen, issued.certificate(), "the handshake is with the origin itself");
         let payload = format!("{n}").repeat(10_000);
         stream.write_all(payload.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -129,9 +126,8 @@ async fn tls_passes_untouched_to_the_arm_of_the_name_that_is_asked_for() {
     assert!(arms.len() == 2, "both arms were asked: {arms:?}");
 
     // A client that goes to an address sends no name: keyless, so blue.
-    let address = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into());
-    let connector = TlsConnector::from(Arc::new(python.client()));
-    let stream = connector.connect(address, TcpStream::connect(route.listen).await.unwrap()).await.unwrap();
+    let tcp = TcpStream::connect(route.listen).await.unwrap();
+    let stream = authority.connect(tcp, "127.0.0.1", &[]).await.unwrap();
     let mut line = String::new();
     soon(BufReader::new(stream).read_line(&mut line)).await.unwrap();
     assert_eq!(line, "python serves nobody\n");
@@ -141,8 +137,8 @@ async fn tls_passes_untouched_to_the_arm_of_the_name_that_is_asked_for() {
 
 #[tokio::test]
 async fn a_hello_in_single_bytes_is_understood_and_passed_on_whole() {
-    let certificates = Certificates::new(&["slow.example"]);
-    let (address, _serving) = tls_origin(&certificates, "go");
+    let authority = Authority::new();
+    let (address, _serving) = tls_origin(&authority.issue("slow.example"), "go");
     let route = Route::tcp(free_address(), address).with("key = [\"sni\"]").green_percentage(100.0).unchecked();
     let _crossfade = Crossfade::start(&route.to_string()).await;
     // A relay of the test's own that cuts what the client sends.
@@ -162,7 +158,7 @@ async fn a_hello_in_single_bytes_is_understood_and_passed_on_whole() {
         }
         std::io::Result::Ok(())
     });
-    let stream = soon(certificates.connect(cut, "slow.example")).await.unwrap();
+    let stream = authority.connect(TcpStream::connect(cut).await.unwrap(), "slow.example", &[]).await.unwrap();
     let mut line = String::new();
     soon(BufReader::new(stream).read_line(&mut line)).await.unwrap();
     assert_eq!(line, "go serves slow.example\n");
@@ -171,10 +167,12 @@ async fn a_hello_in_single_bytes_is_understood_and_passed_on_whole() {
 #[tokio::test]
 async fn tls_that_ends_here_leaves_the_origin_plain_bytes() {
     let (blue, green) = origins().await;
-    let (folder, certificates) = (TempDir::new().unwrap(), Certificates::new(&["localhost"]));
-    let route = Route::tcp(blue.address(), green.address()).with(certificates.write(&folder)).green_percentage(100.0);
+    let (folder, authority) = (TempDir::new().unwrap(), Authority::new());
+    let tls = authority.issue("localhost").write(folder.path(), "bus");
+    let route = Route::tcp(blue.address(), green.address()).with(tls).green_percentage(100.0);
     let _crossfade = Crossfade::start(&route.to_string()).await;
-    let mut stream = certificates.connect(route.listen, "localhost").await.unwrap();
+    let tcp = TcpStream::connect(route.listen).await.unwrap();
+    let mut stream = authority.connect(tcp, "localhost", &[]).await.unwrap();
     stream.write_all(b"over TLS\n").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut answer = String::new();

@@ -1,9 +1,9 @@
 //! Temporary.
-#![allow(dead_code, clippy::duplicate_mod)]
+#![allow(dead_code, clippy::duplicate_mod, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 #[path = "../it/bad_input.rs"]
 mod bad_input;
-#[path = "../it/certificates.rs"]
-mod certificates;
+#[path = "../it/authority.rs"]
+mod authority;
 #[path = "../it/changes.rs"]
 mod changes;
 #[path = "../it/clients.rs"]
@@ -24,3 +24,11 @@ mod site;
 mod status;
 #[path = "../it/tcp.rs"]
 mod tcp;
+#[path = "../it/cli.rs"]
+mod cli;
+#[path = "../it/guard.rs"]
+mod guard;
+#[path = "../it/reload.rs"]
+mod reload;
+#[path = "../it/state.rs"]
+mod state;

@@ -1,0 +1,261 @@
+//! Order of disk and live, refusals, reloads.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use admin_api::{Actor, Control, ControlError, DataPlane, Happened, Judgement, Recorded, Refusal, StateStore, judge};
+use config::Guard;
+
+use crate::support::{FakePlane, FakeStore, config, eventually, route, shop, shop_and_broker, split};
+
+pub(crate) fn ann() -> Actor {
+    Actor { name: "ann".to_owned(), from: "127.0.0.1:5".to_owned() }
+}
+
+async fn start(config: Arc<config::Config>) -> (Arc<Control>, Arc<FakePlane>, Arc<FakeStore>) {
+    let (plane, store) = (Arc::new(FakePlane::default()), Arc::new(FakeStore::default()));
+    let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
+    (control, plane, store)
+}
+
+pub(crate) fn breach(plane: &FakePlane) -> Arc<Judgement> {
+    for _ in 0..3 {
+        plane.second("shop", (50, 0), (0, 50));
+    }
+    Arc::new(judge(&Guard::default(), &plane.observe("shop").unwrap().seconds, None))
+}
+
+#[tokio::test]
+async fn the_recorded_split_wins_over_the_configured_one() {
+    let plane = Arc::new(FakePlane::default());
+    let store = Arc::new(FakeStore::default());
+    let first = Control::open(shop_and_broker(), store.clone(), plane.clone()).await.unwrap();
+    assert_eq!(store.recorded("broker"), Recorded { split: split(5.0), revision: 1, latch: None });
+    first.set_split("broker", split(20.0), &ann(), None).await.unwrap();
+    drop(first);
+
+    let plane = Arc::new(FakePlane::default());
+    let second = Control::open(shop_and_broker(), store, plane.clone()).await.unwrap();
+    assert_eq!(second.state("broker").unwrap().recorded.split, split(20.0));
+    assert_eq!((plane.live("broker").split, plane.live("broker").revision), (split(20.0), 2));
+}
+
+#[tokio::test]
+async fn an_acknowledged_split_is_on_disk_and_live() {
+    let (control, plane, store) = start(shop()).await;
+    for (percent, revision) in [(10.0, 2), (25.0, 3), (5.0, 4), (0.0, 5)] {
+        let view = control.set_split("shop", split(percent), &ann(), None).await.unwrap();
+        assert_eq!((view.recorded.split, view.recorded.revision, view.persisted), (split(percent), revision, true));
+        assert_eq!(plane.live("shop").split, split(percent));
+        assert_eq!(store.recorded("shop"), view.recorded);
+    }
+    let same = control.set_split("shop", split(0.0), &ann(), None).await.unwrap();
+    assert_eq!(same.recorded.revision, 5, "an equal split is no change");
+    let actions: Vec<(String, Option<u64>)> =
+        store.audit.lock().iter().map(|row| (row.action.clone(), row.revision)).collect();
+    let expected = [("initial", 1), ("split", 2), ("split", 3), ("split", 4), ("split", 5)];
+    assert_eq!(actions, expected.map(|(action, revision)| (action.to_owned(), Some(revision))));
+}
+
+#[tokio::test]
+async fn raising_waits_for_the_disk_and_lowering_does_not() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+
+    store.hang();
+    let raise = tokio::spawn({
+        let control = control.clone();
+        async move { control.set_split("shop", split(50.0), &ann(), None).await }
+    });
+    eventually("the raise waits for the disk", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    assert_eq!(plane.live("shop").split, split(10.0), "not live before it is on disk");
+
+    let lower = tokio::spawn({
+        let control = control.clone();
+        async move { control.set_split("shop", split(1.0), &ann(), None).await }
+    });
+    eventually("the lower split is live", || plane.live("shop").split == split(1.0)).await;
+    assert!(!lower.is_finished(), "not acknowledged before it is on disk");
+    assert!(!control.state("shop").unwrap().persisted);
+
+    store.release();
+    assert!(matches!(raise.await.unwrap(), Err(Refusal::Overtaken { .. })));
+    let lowered = lower.await.unwrap().unwrap();
+    assert_eq!(lowered.recorded.split, split(1.0));
+    assert_eq!(store.recorded("shop"), lowered.recorded);
+    assert_eq!(plane.live("shop"), lowered.recorded.state());
+}
+
+#[tokio::test]
+async fn a_change_goes_on_when_its_caller_goes_away() {
+    let (control, plane, store) = start(shop()).await;
+    store.hang();
+    let raise = tokio::spawn({
+        let control = control.clone();
+        async move { control.set_split("shop", split(50.0), &ann(), None).await }
+    });
+    eventually("the raise waits for the disk", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    raise.abort();
+    store.release();
+    eventually("it is live", || plane.live("shop").split == split(50.0)).await;
+    assert_eq!(store.recorded("shop").split, split(50.0));
+}
+
+#[tokio::test]
+async fn when_the_disk_fails_raising_changes_nothing_and_lowering_stays_live() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    store.fail(true);
+
+    let error = control.set_split("shop", split(20.0), &ann(), None).await.unwrap_err();
+    assert!(matches!(error, Refusal::NotRecorded(_)), "{error}");
+    assert_eq!((plane.live("shop").split, store.recorded("shop").split), (split(10.0), split(10.0)));
+
+    let error = control.rollback("shop", "errors", &ann()).await.unwrap_err();
+    assert!(matches!(error, Refusal::LiveNotRecorded(_)), "{error}");
+    assert_eq!((plane.live("shop").split, plane.live("shop").latched), (split(0.0), true));
+    assert!(!control.state("shop").unwrap().persisted);
+    assert!(matches!(control.rollback("shop", "again", &ann()).await, Err(Refusal::LiveNotRecorded(_))));
+
+    store.fail(false);
+    eventually("it is recorded", || control.state("shop").unwrap().persisted).await;
+    let recorded = store.recorded("shop");
+    assert_eq!((recorded.split, recorded.latch.unwrap().reason), (split(0.0), "errors".to_owned()));
+    let rows = store.audit.lock();
+    let refused = rows.iter().find(|row| row.outcome == "refused").unwrap();
+    assert!(refused.reason.starts_with("nothing has changed"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_latch_holds_green_down_until_a_reset() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    let rolled_back = control.rollback("shop", "p95", &ann()).await.unwrap();
+    assert_eq!(rolled_back.recorded.revision, 3);
+    assert_eq!(plane.live("shop"), rolled_back.recorded.state());
+    let again = control.rollback("shop", "once more", &ann()).await.unwrap();
+    assert_eq!(again.recorded, rolled_back.recorded, "rolling back twice is no change");
+
+    let error = control.set_split("shop", split(1.0), &ann(), None).await.unwrap_err();
+    assert_eq!(error.to_string(), "route shop: is latched (p95); reset it before raising green");
+    assert!(control.set_split("shop", split(0.0), &ann(), None).await.is_ok());
+
+    let reset = control.reset("shop", "fixed", &ann()).await.unwrap();
+    assert_eq!((reset.recorded.latch, reset.recorded.revision), (None, 4));
+    assert!(!plane.live("shop").latched);
+    control.set_split("shop", split(1.0), &ann(), None).await.unwrap();
+    eventually("the refusal is audited", || {
+        store.audit.lock().iter().any(|row| row.outcome == "refused" && row.after == Some(split(1.0)))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stale_revision_and_an_unknown_route_are_refused() {
+    let (control, _, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), Some(1)).await.unwrap();
+    let stale = control.set_split("shop", split(20.0), &ann(), Some(1)).await.unwrap_err();
+    assert!(matches!(stale, Refusal::Stale { current: 2, given: 1, .. }), "{stale}");
+    let stale = control.set_split("shop", split(10.0), &ann(), Some(1)).await.unwrap_err();
+    assert!(matches!(stale, Refusal::Stale { .. }), "even when it would change nothing");
+    let unknown = control.rollback("shoe", "x", &ann()).await.unwrap_err();
+    assert_eq!(unknown.to_string(), "route: there is no \"shoe\"; choose one of shop");
+    eventually("all are audited", || {
+        store.audit.lock().iter().filter(|row| row.outcome == "refused" && row.actor == "ann").count() == 3
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_trip_is_live_at_once_and_recorded_with_its_incident() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    let mut events = control.subscribe();
+    store.fail(true);
+    let judgement = breach(&plane);
+    let epoch = control.watched()[0].epoch;
+    let incident = control.trip("shop", epoch, &judgement).unwrap();
+    assert_eq!((plane.live("shop").split, plane.live("shop").latched), (split(0.0), true));
+    assert_eq!((incident.split_before, incident.revision), (split(50.0), 3));
+    assert!(control.trip("shop", epoch, &judgement).is_none(), "a latched route does not trip again");
+    assert!(control.watched().is_empty());
+    let Happened::Trip { incident: told } = events.recv().await.unwrap().what.clone() else { panic!() };
+    assert_eq!(*told, incident);
+    let listed = control.incidents(None, 10).await.unwrap();
+    assert_eq!(listed.len(), 1, "known before it is recorded");
+
+    store.fail(false);
+    eventually("it is recorded", || control.state("shop").unwrap().persisted).await;
+    assert_eq!(store.incident(&incident.id).unwrap().unwrap(), listed[0]);
+    assert_eq!(control.incidents(None, 10).await.unwrap(), listed);
+    assert_eq!(store.recorded("shop").latch.unwrap().actor, "guard");
+}
+
+#[tokio::test]
+async fn a_reset_drops_the_evidence_and_judgements_made_of_it() {
+    let (control, plane, _) = start(shop()).await;
+    control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    let judgement = breach(&plane);
+    let before = control.watched().remove(0);
+    control.reload(shop()).await.unwrap();
+    assert_eq!(control.watched()[0].after, None, "a reload keeps evidence");
+    control.reset("shop", "try again", &ann()).await.unwrap();
+    assert!(control.trip("shop", before.epoch, &judgement).is_none());
+    let after = control.watched().remove(0);
+    assert_eq!(after.after, Some(3), "three seconds were seen, and the fourth was under way");
+    assert_eq!(plane.live("shop").split, split(50.0));
+}
+
+#[tokio::test]
+async fn a_reload_keeps_states_and_starts_new_routes() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    control.reload(shop_and_broker()).await.unwrap();
+    assert_eq!((plane.live("shop").split, plane.live("broker").split), (split(10.0), split(5.0)));
+    assert_eq!(store.recorded("broker").split, split(5.0));
+
+    control.set_split("broker", split(30.0), &ann(), None).await.unwrap();
+    control.reload(shop()).await.unwrap();
+    assert!(matches!(control.state("broker"), Err(Refusal::UnknownRoute { .. })));
+    control.reload(shop_and_broker()).await.unwrap();
+    assert_eq!(plane.live("broker").split, split(30.0), "a route that comes back has its recorded split");
+    assert_eq!(control.states().len(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_reload_changes_nothing() {
+    let (control, plane, store) = start(shop()).await;
+    let mut events = control.subscribe();
+    plane.refuse_install.store(true, Ordering::Relaxed);
+    let error = control.reload(config(vec![route("new", "a", "b", 50.0)])).await.unwrap_err();
+    assert!(matches!(error, ControlError::Install(_)), "{error}");
+    assert_eq!(control.states().len(), 1);
+    assert!(!store.load().unwrap().contains_key("new"), "it starts anew once its configuration is right");
+    let Happened::Reload { outcome, reason, .. } = events.recv().await.unwrap().what.clone() else { panic!() };
+    assert_eq!(outcome, "refused");
+    assert!(reason.contains("the port is taken"));
+}
+
+#[tokio::test]
+async fn many_changes_at_once_leave_disk_and_live_the_same() {
+    for seed in 1..=20_u64 {
+        let (control, plane, store) = start(shop()).await;
+        let changes: Vec<_> = (0..40)
+            .map(|n| {
+                let control = control.clone();
+                let percent = (seed * 7919 + n * 104_729) % 101;
+                tokio::spawn(async move {
+                    let changed = control.set_split("shop", split(percent as f64), &ann(), None).await;
+                    assert!(matches!(changed, Ok(_) | Err(Refusal::Overtaken { .. })), "seed {seed}: {changed:?}");
+                })
+            })
+            .collect();
+        for change in changes {
+            change.await.unwrap();
+        }
+        let view = control.state("shop").unwrap();
+        assert_eq!(store.recorded("shop"), view.recorded, "seed {seed}");
+        assert_eq!(plane.live("shop"), view.recorded.state(), "seed {seed}");
+        let revisions: Vec<u64> = plane.applied.lock().iter().map(|(_, state)| state.revision).collect();
+        assert!(revisions.is_sorted_by(|a, b| a < b), "seed {seed}: {revisions:?}");
+    }
+}

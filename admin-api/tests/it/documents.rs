@@ -1,0 +1,109 @@
+//! Status, metrics, and the API's description of itself.
+
+use admin_api::Api;
+use serde_json::Value;
+
+use crate::{
+    http::Server,
+    support::{shop, shop_and_broker},
+};
+
+#[tokio::test]
+async fn the_openapi_document_lists_every_call() {
+    let server = Server::start(shop()).await;
+    let document = server.get("/openapi.json").await.json();
+    assert_eq!(document, serde_json::to_value(Api::openapi()).unwrap());
+    let paths = document["paths"].as_object().unwrap();
+    let mut calls: Vec<String> = paths
+        .iter()
+        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| format!("{method} {path}")))
+        .collect();
+    calls.sort();
+    assert_eq!(
+        calls,
+        [
+            "get /audit",
+            "get /events",
+            "get /health",
+            "get /incidents",
+            "get /incidents/{id}",
+            "get /metrics",
+            "get /ready",
+            "get /status",
+            "get /traffic-split",
+            "post /reset",
+            "post /rollback",
+            "post /traffic-split",
+        ]
+    );
+    // Everything it refers to is there.
+    let text = document.to_string();
+    for reference in text.split("\"#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(!document["components"]["schemas"][name].is_null(), "{name} is not described");
+    }
+    // Every call answers under its alias, too.
+    for path in paths.keys().filter(|path| *path != "/events") {
+        let path = path.replace("{id}", "none");
+        let (plain, alias) = (server.get(&path).await.status, server.get(&format!("/api{path}")).await.status);
+        assert_eq!(plain, alias, "{path}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn status_tells_everything() {
+    let server = Server::start(shop_and_broker()).await;
+    server.plane.second("shop", (90, 0), (8, 2));
+    let status = server.get("/status").await.json();
+    let shop = &status["routes"][0];
+    assert_eq!((&status["service"], &status["ready"]), (&"crossfade".into(), &Value::Bool(true)));
+    assert_eq!((&shop["route"], &shop["protocol"], &shop["persisted"]), (&"shop".into(), &"http".into(), &true.into()));
+    assert_eq!((&shop["green"]["total"]["refused"], &shop["green"]["last_minute"]["ok"]), (&2.into(), &8.into()));
+    assert_eq!(shop["green"]["last_minute"]["error_rate"], 0.2);
+    assert!(shop["blue"]["last_minute"]["p95_ms"].as_f64().is_some_and(|p95| (9.9..10.2).contains(&p95)), "{shop}");
+    assert_eq!(shop["green"]["endpoints"][0]["healthy"], true);
+    assert_eq!((&shop["keyless"], &shop["rejected"]["bare_lf"]), (&3.into(), &2.into()));
+    assert_eq!((&shop["guard"]["armed"], &shop["guard"]["judgement"]), (&true.into(), &Value::Null));
+    assert_eq!(shop["mirror"]["offered"], 5);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_well_formed() {
+    let server = Server::start(shop_and_broker()).await;
+    server.plane.second("shop", (90, 0), (8, 2));
+    let answer = server.get("/metrics").await;
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    for line in [
+        "crossfade_dispatched_total{route=\"shop\",arm=\"green\"} 10",
+        "crossfade_outcomes_total{route=\"shop\",arm=\"green\",outcome=\"refused\"} 2",
+        "crossfade_split_ratio{route=\"broker\",arm=\"green\"} 0.05",
+        "crossfade_latched{route=\"shop\"} 0",
+        "crossfade_latency_seconds_bucket{route=\"shop\",arm=\"green\",le=\"0.005\"} 2",
+        "crossfade_latency_seconds_bucket{route=\"shop\",arm=\"green\",le=\"+Inf\"} 10",
+        "crossfade_endpoint_healthy{route=\"shop\",arm=\"green\",endpoint=\"127.0.0.1:9002\"} 1",
+        "crossfade_keyless_total{route=\"shop\"} 3",
+        "crossfade_rejected_total{route=\"shop\",reason=\"bare_lf\"} 2",
+        "crossfade_mirror_offered_total{route=\"shop\"} 5",
+        "crossfade_refused_connections_total{reason=\"limit\"} 4",
+        "crossfade_route_info{route=\"shop\",arm=\"green\",label=\"go\",protocol=\"http\"} 1",
+    ] {
+        assert!(answer.body.contains(&format!("{line}\n")), "{line} is missing");
+    }
+    // Families stand together, each described once before its samples.
+    let mut families: Vec<&str> = Vec::new();
+    for line in answer.body.lines() {
+        if let Some(described) = line.strip_prefix("# TYPE ") {
+            let name = described.split(' ').next().unwrap();
+            assert!(!families.contains(&name), "{name} is there twice");
+            families.push(name);
+        } else if !line.starts_with('#') {
+            let family = families.last().unwrap();
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            assert!(sample.starts_with(family), "{line} stands below {family}");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+    server.stop().await;
+}

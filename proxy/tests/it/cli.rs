@@ -1,0 +1,235 @@
+//! The command line as people and scripts use it.
+
+use std::{fs, process::Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    authority::Authority,
+    harness::{Crossfade, free_address, program},
+    routes::Route,
+};
+
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn said(output: Output) -> Said {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+fn run(arguments: &[&str]) -> Said {
+    said(program().args(arguments).output().unwrap())
+}
+
+/// A command to a running crossfade.
+async fn ask(crossfade: &Crossfade, arguments: &[&str]) -> Said {
+    let mut command = program();
+    command.args(arguments).args(["--admin", &format!("http://{}", crossfade.admin.address)]);
+    said(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap())
+}
+
+/// The same with `--json`: the exit code and the object.
+async fn ask_json(crossfade: &Crossfade, arguments: &[&str]) -> Value {
+    let Said { code, out, err } = ask(crossfade, &[arguments, &["--json"]].concat()).await;
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}: {out}");
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error} in {out}"))
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let all = run(&["--help"]);
+    assert_eq!((all.code, all.err.as_str()), (Some(0), ""));
+    for (command, mentions) in [
+        ("run", "--config <FILE>"),
+        ("check", "--json"),
+        ("demo", "--"),
+        ("status", "--admin <URL>"),
+        ("split", "<PERCENT>"),
+        ("rollback", "--reason <REASON>"),
+        ("reset", "--token-file <FILE>"),
+    ] {
+        assert!(all.out.lines().any(|line| line.trim_start().starts_with(command)), "{command} in {}", all.out);
+        let help = run(&[command, "--help"]);
+        assert_eq!((help.code, help.err.as_str()), (Some(0), ""), "{command}");
+        let usage = format!("Usage: crossfade {command}");
+        assert!(help.out.contains(&usage) && help.out.contains(mentions), "{command}: {}", help.out);
+    }
+    assert!(all.out.contains("Exit status: 0 done, 1 refused or failed, 2 usage."));
+    let version = run(&["--version"]);
+    assert_eq!(version.out.trim(), format!("crossfade {}", env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_instance_is_asked_and_steered() {
+    let broker = Route::mqtt(free_address(), free_address()).unchecked();
+    let bus = Route::tcp(free_address(), free_address()).unchecked();
+    let crossfade = Crossfade::start(&format!("{broker}{bus}")).await;
+
+    let status = ask(&crossfade, &["status"]).await;
+    assert_eq!((status.code, status.err.as_str()), (Some(0), ""));
+    for word in ["ROUTE", "broker", "bus", "erlang", "python", "go", "100 %", "0 %"] {
+        assert!(status.out.contains(word), "{word} in {}", status.out);
+    }
+    let one = ask(&crossfade, &["status", "bus"]).await;
+    assert!(one.out.contains("bus") && !one.out.contains("broker"), "{}", one.out);
+    let all = ask_json(&crossfade, &["status"]).await;
+    assert_eq!(all["routes"].as_array().unwrap().len(), 2);
+    let one = ask_json(&crossfade, &["status", "broker"]).await;
+    assert_eq!((one["routes"].as_array().unwrap().len(), &one["routes"][0]["route"]), (1, &json!("broker")));
+
+    let split = ask(&crossfade, &["split", "bus", "12.34"]).await;
+    assert_eq!((split.code, split.err.as_str()), (Some(0), ""));
+    assert_eq!(split.out, "bus: python 87.66 %, go 12.34 % (revision 2)\n");
+    assert_eq!(crossfade.admin.green("bus").await, 12.34);
+    let split = ask_json(&crossfade, &["split", "bus", "20"]).await;
+    assert_eq!((&split["green"]["percentage"], &split["revision"]), (&json!(20), &json!(3)));
+
+    let back = ask(&crossfade, &["rollback", "bus", "--reason", "lag above a second"]).await;
+    assert_eq!((back.code, back.err.as_str()), (Some(0), ""));
+    assert_eq!(back.out, "bus: python 100 %, go 0 % (revision 4), latched until `crossfade reset bus`\n");
+    let status = ask(&crossfade, &["status", "bus"]).await;
+    assert!(status.out.contains("latched: lag above a second"), "{}", status.out);
+
+    let raised = ask(&crossfade, &["split", "bus", "1"]).await;
+    assert_eq!((raised.code, raised.out.as_str()), (Some(1), ""));
+    assert!(raised.err.starts_with("crossfade: refused (409): ") && raised.err.contains("reset"), "{}", raised.err);
+    let reset = ask_json(&crossfade, &["reset", "bus", "--reason", "repaired"]).await;
+    assert_eq!((&reset["latched"], &reset["green"]["percentage"]), (&json!(false), &json!(0)));
+    assert_eq!(ask(&crossfade, &["split", "bus", "1"]).await.code, Some(0));
+    let back = ask_json(&crossfade, &["rollback", "bus", "--reason", "once more"]).await;
+    assert_eq!(back["latched"], true);
+    let reset = ask(&crossfade, &["reset", "bus", "--reason", "repaired again"]).await;
+    assert!(reset.out.ends_with(", free to be raised\n"), "{}", reset.out);
+
+    let (_, trail) = crossfade.admin.get("/audit?route=bus").await;
+    let reasons =
+        trail["audit"].as_array().unwrap().iter().filter_map(|row| row["reason"].as_str()).collect::<Vec<_>>();
+    for reason in ["lag above a second", "repaired", "once more", "repaired again"] {
+        assert!(reasons.contains(&reason), "{reason} in {reasons:?}");
+    }
+    assert_eq!(crossfade.admin.green("broker").await, 0.0, "the other route is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_exits_with_1_and_says_why() {
+    let bus = Route::tcp(free_address(), free_address()).unchecked();
+    let crossfade = Crossfade::start(&bus.to_string()).await;
+    for (arguments, expected) in [
+        (&["split", "shed", "10"][..], "shed"),
+        (&["split", "bus", "101"], "green_percentage"),
+        (&["split", "bus", "0.001"], "green_percentage"),
+        (&["split", "bus", "NaN"], "green_percentage"),
+        (&["rollback", "shed", "--reason", "x"], "shed"),
+        (&["rollback", "bus", "--reason", ""], "reason"),
+        (&["reset", "shed", "--reason", "x"], "shed"),
+        (&["status", "shed"], "no route shed; `crossfade status` lists them"),
+    ] {
+        let Said { code, out, err } = ask(&crossfade, arguments).await;
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{arguments:?}: {err}");
+        assert!(
+            err.starts_with("crossfade: ") && err.contains(expected) && err.lines().count() == 1,
+            "{arguments:?}: {err}"
+        );
+    }
+    let split = ask(&crossfade, &["split", "bus", "-1"]).await;
+    assert!(matches!(split.code, Some(1 | 2)), "{}", split.err);
+    assert_eq!(crossfade.admin.green("bus").await, 0.0);
+}
+
+#[test]
+fn an_instance_that_is_not_there_is_a_clear_error() {
+    let nobody = format!("http://{}", free_address());
+    for arguments in [
+        &["status"][..],
+        &["split", "bus", "10"],
+        &["rollback", "bus", "--reason", "x"],
+        &["reset", "bus", "--reason", "x"],
+    ] {
+        let Said { code, out, err } = run(&[arguments, &["--admin", &nobody]].concat());
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+        let expected = format!("crossfade: cannot ask {nobody}/");
+        assert!(err.starts_with(&expected) && err.contains("is crossfade running"), "{err}");
+        // From the environment as well.
+        let from_environment = said(program().args(arguments).env("CROSSFADE_ADMIN", &nobody).output().unwrap());
+        assert_eq!((from_environment.code, from_environment.err), (Some(1), err));
+    }
+    let wrong = run(&["status", "--admin", "not a url"]);
+    assert_eq!(wrong.code, Some(1), "{}", wrong.err);
+    let no_token = run(&["status", "--admin", &nobody, "--token-file", "/nonexistent/token"]);
+    assert_eq!(no_token.code, Some(1));
+    assert!(no_token.err.contains("cannot read the token file /nonexistent/token"), "{}", no_token.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_and_tls_are_used_where_the_admin_api_asks_for_them() {
+    const READER: &str = "reader-0123456789abcdef";
+    const OPERATOR: &str = "operator-0123456789abcdef";
+    let (dir, authority) = (TempDir::new().unwrap(), Authority::new());
+    let tls = authority.issue("localhost").write(dir.path(), "admin");
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let secret = |name: &str, text: String| {
+        fs::write(path(name), text).unwrap();
+        // A file of secrets that everybody may read is refused.
+        assert!(program_chmod(&path(name)));
+        path(name)
+    };
+    secret("tokens", format!("# comment\n{READER} read monitoring\n{OPERATOR} operate alice\n"));
+    let (reader, operator) = (secret("reader", READER.to_owned()), secret("operator", format!("{OPERATOR}\n")));
+    authority.write(std::path::Path::new(&path("roots.pem")));
+    let admin = free_address();
+    let bus = Route::tcp(free_address(), free_address()).unchecked();
+    let text = format!("[admin]\nlisten = \"{admin}\"\ntokens = \"tokens\"\n{tls}\nhosts = [\"localhost\"]\n{bus}");
+    fs::write(path("crossfade.toml"), text).unwrap();
+    let mut child = program().args(["run", "--config", &path("crossfade.toml")]).spawn().unwrap();
+    let url = format!("https://localhost:{}", admin.port());
+    let ask = async |arguments: &[&str], token: Option<&str>| {
+        let mut command = program();
+        command.args(arguments).args(["--admin", &url, "--ca", &path("roots.pem")]);
+        command.args(token.iter().flat_map(|file| ["--token-file", file]));
+        said(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap())
+    };
+    crate::harness::eventually("the admin API answers", async || {
+        (ask(&["status"], Some(&operator)).await.code == Some(0)).then_some(())
+    })
+    .await;
+
+    let nobody = ask(&["status"], None).await;
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.err.starts_with("crossfade: refused (401): "), "{}", nobody.err);
+    assert_eq!(ask(&["status"], Some(&reader)).await.code, Some(0));
+    let read_only = ask(&["split", "bus", "10"], Some(&reader)).await;
+    assert_eq!(read_only.code, Some(1));
+    assert!(read_only.err.starts_with("crossfade: refused (403): "), "{}", read_only.err);
+    let changed = ask(&["split", "bus", "10"], Some(&operator)).await;
+    assert_eq!(changed.code, Some(0), "{}", changed.err);
+    for said in [&nobody, &read_only, &changed] {
+        assert!(!format!("{}{}", said.out, said.err).contains("0123456789abcdef"), "no token is shown");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn program_chmod(path: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_ok()
+}
+
+#[test]
+fn a_good_file_passes_the_check() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("crossfade.toml");
+    let routes =
+        format!("{}{}", Route::tcp(free_address(), free_address()), Route::mqtt(free_address(), free_address()));
+    fs::write(&file, routes).unwrap();
+    let file = file.to_str().unwrap();
+    let checked = run(&["check", "--config", file]);
+    assert_eq!((checked.code, checked.err.as_str()), (Some(0), ""));
+    assert_eq!(checked.out, format!("{file}: ok, 2 routes\n"));
+    let json: Value = serde_json::from_str(&run(&["check", "--json", "--config", file]).out).unwrap();
+    assert_eq!(json, json!({ "ok": true, "routes": 2, "faults": [] }));
+}
