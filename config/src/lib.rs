@@ -49,7 +49,7 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// SQLite file; created if missing. A relative path is relative to the configuration file.
     pub state: PathBuf,
-    /// A file with one `TOKEN: ROLE` a line. Needed for every address that is not loopback.
+    /// A file with one `TOKEN ROLE [NAME]` a line. Needed for every address that is not loopback.
     pub tokens: Option<PathBuf>,
     /// Needed for every address that is not loopback.
     pub tls: Option<TlsFiles>,

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use admin_api::{InstallError, RouteState};
+use admin_api::{Access, InstallError, RouteState};
 use config::{Arm, Config, Fault, Faults, Protocol, Split};
 
 use crate::{
@@ -117,7 +117,7 @@ impl Socket {
     }
 }
 
-/// What is wrong with the certificate files that a configuration names.
+/// What is wrong with the files that a configuration names: certificates, keys and tokens.
 pub(crate) fn check_files(config: &Config) -> Vec<Fault> {
     let listeners = sockets_of(config)
         .into_iter()
@@ -128,8 +128,9 @@ pub(crate) fn check_files(config: &Config) -> Vec<Fault> {
             UpstreamTls::load(&place, route.arm(arm).tls.as_ref()?).err()
         })
     });
+    let access = Access::open(&config.admin).err().map(|error| error.fault());
     let admin = config.admin.tls.iter().filter_map(|files| tls::admin_config(files).err());
-    admin.chain(listeners).chain(arms).collect()
+    access.into_iter().chain(admin).chain(listeners).chain(arms).collect()
 }
 
 /// Where to listen, in the order of the configuration. HTTP routes with the same address share a socket; the others

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,6 +30,8 @@ pub(crate) struct Plane {
     workers: usize,
     mirror_thread: MirrorThread,
     serving: AtomicBool,
+    /// Gathered so far.
+    seconds: AtomicU64,
     /// Turned away before a route was known.
     pub(crate) rejections: Rejections,
     /// Open client connections of all listeners.
@@ -51,6 +53,7 @@ impl Plane {
             workers,
             mirror_thread,
             serving: AtomicBool::new(false),
+            seconds: AtomicU64::new(0),
             rejections: Rejections::new(workers),
             connections: AtomicUsize::new(0),
         })
@@ -90,8 +93,9 @@ impl Plane {
     pub(crate) async fn gather(self: Arc<Self>) {
         let mut ticks = time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(time::MissedTickBehavior::Burst);
-        for at in 0.. {
+        loop {
             ticks.tick().await;
+            let at = self.seconds.fetch_add(1, Ordering::Relaxed);
             for route in self.live().routes.values() {
                 route.meter.gather(at);
             }

@@ -104,13 +104,7 @@ impl Server {
         let admin = listener(self.admin)?;
         let api = Api::new(Arc::clone(&control), access);
         let end = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&plane).gather());
-        tasks.spawn(Guardian::new(Arc::clone(&control)).run(end.clone()));
-        tasks.spawn(look_up_again(Arc::clone(&plane), Arc::clone(&control)));
-        if let Some(path) = self.path.clone() {
-            tasks.spawn(reload_on_change(path, Arc::clone(&plane), Arc::clone(&control)));
-        }
+        let mut tasks = background(&plane, &control, self.path.as_deref(), &end);
         let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end.clone()));
         plane.set_serving(true);
         on_ready();
@@ -137,6 +131,47 @@ impl Server {
         tasks.shutdown().await;
         tracing::info!("Stopped");
         Ok(())
+    }
+}
+
+/// What goes on beside the traffic.
+fn background(
+    plane: &Arc<Plane>,
+    control: &Arc<Control>,
+    path: Option<&Path>,
+    end: &CancellationToken,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let both = || (Arc::clone(plane), Arc::clone(control));
+    let (gathering, _) = both();
+    tasks.spawn(keep_going("telemetry", move || Arc::clone(&gathering).gather()));
+    let ((_, judging), end) = (both(), end.clone());
+    tasks.spawn(keep_going("guard", move || Guardian::new(Arc::clone(&judging)).run(end.clone())));
+    let (plane, control) = both();
+    tasks.spawn(keep_going("names", move || look_up_again(Arc::clone(&plane), Arc::clone(&control))));
+    if let Some(path) = path.map(Path::to_owned) {
+        let (plane, control) = both();
+        tasks.spawn(keep_going("reload", move || {
+            reload_on_change(path.clone(), Arc::clone(&plane), Arc::clone(&control))
+        }));
+    }
+    tasks
+}
+
+/// Runs a task again when it panics: without the guard, or without counts, the proxy would go on blind.
+async fn keep_going<F>(task: &'static str, start: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut running = JoinSet::new();
+    loop {
+        // In a set of its own, so that it ends with us.
+        running.spawn(start());
+        match running.join_next().await {
+            Some(Err(error)) if error.is_panic() => tracing::error!(task, %error, "Panicked; starting again"),
+            _ => return,
+        }
+        time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -41,17 +41,40 @@ pub struct Access {
 
 /// Why the admin API may not be opened.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.fault())]
 pub enum AccessError {
-    #[error(
-        "admin.listen: {0} can be reached from other machines; set admin.tokens and admin.tls, or listen on 127.0.0.1"
-    )]
+    /// Other machines reach the address, and tokens or TLS are missing.
     Unprotected(SocketAddr),
-    #[error("admin.tokens: {} cannot be read; make it a file that this user can read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("admin.tokens: {} can be read by others (mode {mode:03o}); run chmod 600 on it", path.display())]
+    /// Others can read the tokens.
     Exposed { path: PathBuf, mode: u32 },
-    #[error("admin.tokens: {}", faults.join("; "))]
+    /// Each with its line and cure.
     Faulty { faults: Vec<String> },
+}
+
+impl AccessError {
+    /// The setting to look at, what is wrong, and the cure.
+    pub fn fault(&self) -> config::Fault {
+        let (place, problem, cure) = match self {
+            Self::Unprotected(address) => (
+                "admin.listen",
+                format!("{address} can be reached from other machines"),
+                "set admin.tokens and admin.tls, or listen on 127.0.0.1",
+            ),
+            Self::Unreadable { path, .. } => (
+                "admin.tokens",
+                format!("{} cannot be read", path.display()),
+                "make it a file that this user can read",
+            ),
+            Self::Exposed { path, mode } => (
+                "admin.tokens",
+                format!("{} can be read by others (mode {mode:03o})", path.display()),
+                "run chmod 600 on it",
+            ),
+            Self::Faulty { faults } => ("admin.tokens", faults.join("; "), "write TOKEN ROLE [NAME] on each line"),
+        };
+        config::Fault { place: place.to_owned(), line: None, problem, cure: cure.to_owned() }
+    }
 }
 
 /// One connection's two ends.

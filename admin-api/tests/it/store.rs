@@ -80,6 +80,8 @@ fn files_that_are_not_ours_are_refused_and_left_alone() {
     write(&path, b"");
     refused("is empty");
     write(&path, b"[admin]\nlisten = \"127.0.0.1:9900\"\n");
+    refused("is too short to be a SQLite database");
+    write(&path, &b"[admin]\nlisten = \"127.0.0.1:9900\"\n".repeat(100));
     refused("is not a SQLite database");
     write(&path, &[0; 8192]);
     refused("is");

@@ -79,12 +79,12 @@ async fn a_changed_file_goes_live_and_no_connection_notices() {
     let named = Connect { username: Some("somebody"), ..Connect::new(4, "named") };
     let (_named, _) = greet(broker.listen, &named.bytes()).await;
     assert_eq!(green_broker.clients(), ["subscriber", "named"]);
-    let limits = eventually("the guard judges by the new limits", async || {
+    eventually("the guard judges by the new limits", async || {
         let status = crossfade.admin.status("broker").await;
         let rules = status["guard"]["judgement"]["rules"].as_array()?;
-        rules.iter().find(|rule| rule["rule"] == "error_rate").map(|rule| rule["limit"].clone())
-    });
-    assert_eq!(limits.await, 0.01);
+        rules.iter().any(|rule| rule["rule"] == "error_rate" && rule["limit"] == 0.01).then_some(())
+    })
+    .await;
 
     // The subscriber has been there all the time.
     let publish = packet(0x30, &[&string(b"a/b")[..], b"still there"].concat());

@@ -191,7 +191,7 @@ async fn a_state_that_cannot_be_there_is_a_clear_error() {
         // Even root cannot make files here.
         ("/sys/crossfade.db", folder_cure),
         (".", "is not a file; "),
-        ("crossfade.toml", "is not a SQLite database; "),
+        ("crossfade.toml", "is too short to be a SQLite database; "),
     ] {
         let (dir, admin) = folder(state);
         let Err(Refused { code, said, .. }) = Crossfade::try_start_in(dir, admin).await else {
