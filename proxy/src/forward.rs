@@ -240,6 +240,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_observer_that_breaks_keeps_the_end_from_the_client() {
+        let (mut client, mut client_side) = duplex(1024);
+        let (mut upstream_side, upstream) = duplex(1024);
+        drop(upstream);
+        let at_end = |bytes: &[u8]| if bytes.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, at_end).await;
+        assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke });
+        client_side.write_all(b"last word").await.unwrap();
+        drop(client_side);
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"last word");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn silence_ends_a_relay_and_any_byte_puts_it_off() {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(1024);

@@ -290,7 +290,8 @@ impl ProxyHttp for Service {
         {
             exchange.judge(outcome, None);
         }
-        if let (ErrorSource::Downstream, ErrorType::Custom(BAD_CHUNK | BAD_TRAILER)) = (error.esource(), error.etype()) {
+        if let (ErrorSource::Downstream, ErrorType::Custom(BAD_CHUNK | BAD_TRAILER)) = (error.esource(), error.etype())
+        {
             self.plane.rejections.count("bad_chunk");
         }
         // The connection ends here, and the answer says so.

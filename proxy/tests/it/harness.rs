@@ -1,6 +1,7 @@
 //! What the tests share: the program under test, free ports, waiting for conditions, and an admin client.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
     mem,
@@ -23,9 +24,16 @@ use tokio::time::{self, Instant};
 /// How long anything may take that is expected to happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// An address on loopback that nobody listens on, and that the system will not hand out by itself for a while.
+/// An address on loopback that nobody listens on, and that nobody else gets: below the ports that Linux hands out by
+/// itself, and each once a run.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_768)));
+        if TAKEN.lock().unwrap().insert(address.port()) && TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Waits until `condition` gives a value; panics with `what` when it does not in time.

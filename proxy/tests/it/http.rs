@@ -35,8 +35,8 @@ use crate::{
     clients::{Answer, Client, H2Client, get_request, send_body},
     harness::{Crossfade, eventually, free_address, seeded},
     routes::Route,
-    status::counted,
     site::{RawOrigin, Site, any_port, arm_of, count, key, keys, peak_kib, read_head, rejected, soon},
+    status::counted,
 };
 
 fn label(arm: Arm) -> &'static str {
@@ -262,7 +262,8 @@ async fn routes_share_a_listener_by_host_and_longest_path() {
         let (response, mut body) = h2.open(request).await;
         body.send_data(Bytes::new(), true).unwrap();
         let two = soon(response).await.unwrap();
-        let origin = |headers: &http::HeaderMap| headers.get("x-origin").map(|value| value.to_str().unwrap().to_owned());
+        let origin =
+            |headers: &http::HeaderMap| headers.get("x-origin").map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(origin(&one.headers).as_deref(), expected, "{host}{path}");
         assert_eq!(origin(two.headers()).as_deref(), expected, "{host}{path} over http/2");
         let status = if expected.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
@@ -308,7 +309,8 @@ async fn http_1_0_clients_are_served_and_their_connection_ends() {
     let route = site.route();
     let _crossfade = Crossfade::start(&route.to_string()).await;
     let mut client = Client::connect(route.listen).await;
-    let answer = client.exchange(b"GET /stream?chunks=3&interval_ms=1 HTTP/1.0\r\nhost: shop.example\r\n\r\n").await.unwrap();
+    let answer =
+        client.exchange(b"GET /stream?chunks=3&interval_ms=1 HTTP/1.0\r\nhost: shop.example\r\n\r\n").await.unwrap();
     assert_eq!(answer.header("transfer-encoding"), None, "1.0 does not know chunks");
     assert_eq!(answer.text(), "chunk 0\nchunk 1\nchunk 2\n");
     let mut client = Client::connect(route.listen).await;
@@ -353,8 +355,10 @@ async fn pipelined_requests_are_answered_in_order() {
             let body = format!("body {n}");
             let length = body.len();
             all.extend(
-                format!("POST /echo HTTP/1.1\r\nhost: a\r\nx-session-id: {key}\r\ncontent-length: {length}\r\n\r\n{body}")
-                    .bytes(),
+                format!(
+                    "POST /echo HTTP/1.1\r\nhost: a\r\nx-session-id: {key}\r\ncontent-length: {length}\r\n\r\n{body}"
+                )
+                .bytes(),
             );
             expected.push((origin, body));
         } else {
@@ -366,7 +370,8 @@ async fn pipelined_requests_are_answered_in_order() {
     for (n, (origin, text)) in expected.into_iter().enumerate() {
         let answer = client.answer().await;
         assert_eq!(answer.origin(), origin, "answer {n}");
-        let got = if n % 3 == 0 { answer.text().to_owned() } else { answer.json()["path"].as_str().unwrap().to_owned() };
+        let got =
+            if n % 3 == 0 { answer.text().to_owned() } else { answer.json()["path"].as_str().unwrap().to_owned() };
         assert_eq!(got, text, "answer {n}");
     }
 }
@@ -645,7 +650,8 @@ async fn an_offer_of_http2_in_clear_is_not_passed_on() {
     let route = site.route();
     let _crossfade = Crossfade::start(&route.to_string()).await;
     let mut client = Client::connect(route.listen).await;
-    let headers = [("connection", "upgrade, http2-settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABkAAQAAP__")];
+    let headers =
+        [("connection", "upgrade, http2-settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABkAAQAAP__")];
     let answer = client.get("/headers", &headers).await;
     assert_eq!(answer.status, StatusCode::OK);
     for name in ["upgrade", "http2-settings"] {
@@ -657,7 +663,8 @@ async fn an_offer_of_http2_in_clear_is_not_passed_on() {
 async fn the_arm_is_shown_and_can_be_chosen_only_where_the_route_says_so() {
     let site = Site::start().await;
     let open = site.route().named("open").with("expose_arm = true").with("allow_override = true");
-    let closed = site.route().named("closed").beside(&open).with("match = { path = \"/closed\" }").with("expose_arm = true");
+    let closed =
+        site.route().named("closed").beside(&open).with("match = { path = \"/closed\" }").with("expose_arm = true");
     let _crossfade = Crossfade::start(&format!("{open}{closed}")).await;
     let mut client = Client::connect(open.listen).await;
     for (path, wanted, expected) in [
@@ -724,7 +731,8 @@ async fn a_new_certificate_is_served_to_new_connections_and_open_ones_go_on() {
     assert!(new.connect(tcp().await, "shop.example", &[]).await.is_err());
 
     new.issue("shop.example").write(folder.path(), "shop");
-    eventually("the new certificate is served", async || new.connect(tcp().await, "shop.example", &[]).await.ok()).await;
+    eventually("the new certificate is served", async || new.connect(tcp().await, "shop.example", &[]).await.ok())
+        .await;
     assert!(old.connect(tcp().await, "shop.example", &[]).await.is_err());
     for _ in 0..3 {
         assert_eq!(one.get("/", &[]).await.status, StatusCode::OK);
@@ -751,7 +759,12 @@ async fn tls_to_an_arm_is_verified_always() {
         ("our authority, no alpn", &[], trusting(&our_ca, "go.example"), true),
         ("another name", &["h2", "http/1.1"], trusting(&our_ca, "other.example"), false),
         ("another authority", &["h2", "http/1.1"], trusting(&their_ca, "go.example"), false),
-        ("the system's authorities", &["h2", "http/1.1"], "[route.green.tls]\nserver_name = \"go.example\"".to_owned(), false),
+        (
+            "the system's authorities",
+            &["h2", "http/1.1"],
+            "[route.green.tls]\nserver_name = \"go.example\"".to_owned(),
+            false,
+        ),
     ] {
         let tls = ours.issue("go.example").server(alpn);
         let green = if alpn.is_empty() {
@@ -777,10 +790,7 @@ async fn tls_to_an_arm_is_verified_always() {
                 }
                 Ok(answer) => {
                     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{what}");
-                    counted(&crossfade, "shop", |status| {
-                        count(status, "green", "unreachable") == round
-                    })
-                    .await;
+                    counted(&crossfade, "shop", |status| count(status, "green", "unreachable") == round).await;
                     client = Client::connect(route.listen).await;
                 }
                 Err(error) => panic!("{what}: {error}"),
@@ -890,10 +900,9 @@ async fn websockets_carry_text_and_binary_and_close_on_both_sides() {
         assert!(soon(socket.next()).await.is_none());
         counted(&crossfade, "shop", |s| count(s, arm.as_str(), "open") == 0).await;
     }
-    let status = counted(&crossfade, "shop", |status| {
-        count(status, "blue", "ok") == 1 && count(status, "green", "ok") == 1
-    })
-    .await;
+    let status =
+        counted(&crossfade, "shop", |status| count(status, "blue", "ok") == 1 && count(status, "green", "ok") == 1)
+            .await;
     assert_eq!((count(&status, "blue", "failures"), count(&status, "green", "failures")), (0, 0));
 }
 
@@ -906,7 +915,8 @@ async fn three_hundred_quick_websockets_all_echo() {
     let _crossfade = Crossfade::start(&route.to_string()).await;
     let listen = route.listen;
     let round = |n: usize| async move {
-        let mut socket = try_websocket(listen, &format!("round-{n}")).await.map_err(|error| format!("connect: {error}"))?;
+        let mut socket =
+            try_websocket(listen, &format!("round-{n}")).await.map_err(|error| format!("connect: {error}"))?;
         socket.send(Message::text("x")).await.map_err(|error| format!("send: {error}"))?;
         match soon(socket.next()).await {
             Some(Ok(Message::Text(text))) if text.ends_with(":x") => {}
@@ -947,7 +957,12 @@ async fn nothing_reaches_an_origin_before_it_agrees_to_upgrade_and_each_close_do
                 read = stream.read(&mut early) => panic!("{read:?} of {early:?} before the 101"),
                 agreed = agreed => agreed.unwrap(),
             }
-            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello").await.unwrap();
+            stream
+                .write_all(
+                    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello",
+                )
+                .await
+                .unwrap();
             let mut tunnel = Vec::new();
             stream.read_to_end(&mut tunnel).await.unwrap();
             saw_end.send(tunnel).unwrap();
@@ -1005,7 +1020,8 @@ async fn nginx(folder: &TempDir, name: &'static str) -> (Process, SocketAddr) {
     let prefix = folder.path().join(name);
     fs::create_dir(&prefix).unwrap();
     fs::write(prefix.join("file.txt"), "a file served by nginx\n".repeat(5000)).unwrap();
-    let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path {kind};")).join("\n");
+    let temp =
+        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path {kind};")).join("\n");
     let config = format!(
         "daemon off; master_process off; pid nginx.pid; error_log stderr crit;
         events {{ worker_connections 256; }}
@@ -1090,7 +1106,8 @@ async fn nginx_serves_as_both_arms_and_curl_as_client() {
         format!("https://shop.example:{}/who", tls.listen.port()),
     );
     for (version, spoken) in [("--http1.1", "1.1"), ("--http2", "2")] {
-        let arguments = [version, "--cacert", ca.to_str().unwrap(), "--resolve", &resolve, "-w", "%{http_version}", &url];
+        let arguments =
+            [version, "--cacert", ca.to_str().unwrap(), "--resolve", &resolve, "-w", "%{http_version}", &url];
         assert_eq!(curl(&arguments).await, format!("python GET 127.0.0.1\n{spoken}"));
     }
     let status = crossfade.admin.status("shop").await;

@@ -1,3 +1,24 @@
 //! Drives the real program: `crossfade run` as a process of its own, real brokers, real clients, real sockets.
 
+#![expect(clippy::unwrap_used, reason = "clippy allows it in tests, but not in their helpers")]
+
+mod authority;
+mod bad_input;
+mod changes;
+mod cli;
+mod clients;
+mod guard;
 mod harness;
+mod http;
+mod http_bad_input;
+mod http_failures;
+mod mirror;
+mod mosquitto;
+mod mqtt;
+mod packets;
+mod reload;
+mod routes;
+mod site;
+mod state;
+mod status;
+mod tcp;
