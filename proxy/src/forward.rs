@@ -33,6 +33,8 @@ pub(crate) struct Moved {
     /// Bytes from the upstream to the client.
     pub(crate) down: u64,
     pub(crate) ended: Ended,
+    /// The client had said all.
+    pub(crate) client_done: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -110,7 +112,7 @@ where
         Poll::Pending
     })
     .await;
-    Moved { up: up.moved, down: down.moved, ended }
+    Moved { up: up.moved, down: down.moved, ended, client_done: up.read_all }
 }
 
 enum Broke {
@@ -235,7 +237,7 @@ mod tests {
         client.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, b"answer");
         let (moved, seen) = relaying.await.unwrap();
-        assert_eq!(moved, Moved { up: 7, down: 6, ended: Ended::Done });
+        assert_eq!(moved, Moved { up: 7, down: 6, ended: Ended::Done, client_done: true });
         assert_eq!(seen, b"answer");
     }
 
@@ -246,7 +248,7 @@ mod tests {
         drop(upstream);
         let at_end = |bytes: &[u8]| if bytes.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, at_end).await;
-        assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke });
+        assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke, client_done: false });
         client_side.write_all(b"last word").await.unwrap();
         drop(client_side);
         let mut received = Vec::new();
@@ -279,7 +281,7 @@ mod tests {
         });
         client.write_all(&[0; 100]).await.unwrap();
         let moved = relaying.await.unwrap();
-        assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout });
+        assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout, client_done: false });
         assert!(started.elapsed() <= PATIENCE.write * 2, "{:?}", started.elapsed());
     }
 }

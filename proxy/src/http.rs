@@ -69,27 +69,36 @@ impl Engine {
 
     /// Serves a connection to its end, in whichever HTTP the client speaks.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted, worker: Worker) {
-        let first = accepted.listener().first.clone();
-        let timeouts = &first.settings.timeouts;
+        // Each request takes a `Live` of its own; the connection must not keep the one it was accepted with.
+        let timeouts = accepted.listener().first.settings.timeouts;
+        let Accepted { transport, client, listener, .. } = accepted;
         let connection = Arc::new(Connection {
-            client: accepted.client,
-            tls: accepted.transport.is_tls(),
-            listener: accepted.listener,
+            client,
+            tls: transport.is_tls(),
+            listener,
             answered: AtomicBool::new(false),
             tunnel: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
         });
-        let is_h2 = accepted.transport.alpn() == Some(b"h2");
-        let mut stream = RequestStream::new(accepted.transport, Arc::clone(&connection));
+        let is_h2 = transport.alpn() == Some(b"h2");
+        let mut stream = RequestStream::new(transport, Arc::clone(&connection));
         if is_h2 {
             return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
         }
         let mut patience = timeouts.request_header;
+        // RFC 9113 section 3.3: the preface is the first thing a client says, and over TLS ALPN has decided already.
+        let mut may_be_h2 = !connection.tls;
         loop {
             let next = stream.next_head(patience, timeouts.request_header, &mut self.draining.clone()).await;
             let head = match next {
                 Next::Head(head) => head,
-                Next::Http2 => return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await,
+                Next::Http2 if may_be_h2 => {
+                    return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
+                }
+                Next::Http2 => {
+                    worker.plane.rejections.count("misplaced_h2_preface");
+                    return stream.close_with(&respond::misplaced_preface()).await;
+                }
                 Next::Rejected(rejection) => {
                     worker.plane.rejections.count(rejection.reason);
                     return stream.close_with(&rejection_response(&rejection)).await;
@@ -101,10 +110,12 @@ impl Engine {
                 Next::Closed => return stream.close_with(&[]).await,
             };
             match self.serve_request(stream, &head, &connection, timeouts.response_header).await {
-                Some(again) if head.keep_alive && !*self.draining.borrow() => stream = again,
+                // Also while draining: a client that was not told so in its answer may have sent the next request.
+                Some(again) if head.keep_alive => stream = again,
                 _ => return,
             }
             patience = timeouts.keepalive;
+            may_be_h2 = false;
         }
     }
 
@@ -161,26 +172,35 @@ impl Engine {
         };
         let digest = Arc::new(Digest { proxy_digest: Some(connection.digest()), ..Digest::default() });
         let mut draining = self.draining.clone();
-        let mut told = false;
         let mut malformed = 0;
+        let mut goodbye = Goodbye::Unsaid;
         // Each stream holds a clone: the count says whether the connection is idle.
         let busy = Arc::new(());
         let mut idle_since = Instant::now();
         loop {
             let accepted = select! {
                 biased;
-                _ = draining.wait_for(|draining| *draining), if !told => {
-                    // GOAWAY: streams that are open, or on their way, are still served.
+                _ = draining.wait_for(|draining| *draining), if goodbye == Goodbye::Unsaid => {
+                    // GOAWAY: streams that are open, or on their way, are still served, as long as the drain lasts.
                     h2.graceful_shutdown();
-                    told = true;
+                    goodbye = Goodbye::Said;
                     continue;
                 }
                 accepted = h2::HttpSession::from_h2_conn(&mut h2, Arc::clone(&digest)) => accepted,
-                () = time::sleep_until(idle_since + keepalive) => {
+                () = time::sleep_until(idle_since + keepalive), if goodbye == Goodbye::Unsaid => {
+                    if Arc::strong_count(&busy) == 1 {
+                        // With GOAWAY, so that a request that is on its way is not lost without a word.
+                        h2.graceful_shutdown();
+                        goodbye = Goodbye::Until(Instant::now() + LAME_DUCK);
+                    }
+                    idle_since = Instant::now();
+                    continue;
+                }
+                () = goodbye.over() => {
                     if Arc::strong_count(&busy) == 1 {
                         return;
                     }
-                    idle_since = Instant::now();
+                    goodbye = Goodbye::Until(Instant::now() + LAME_DUCK);
                     continue;
                 }
             };
@@ -198,12 +218,31 @@ impl Engine {
                 Ok(Some(h2::H2Accept::Rejected)) => {
                     worker.plane.rejections.count("h2_malformed");
                     malformed += 1;
-                    if malformed >= MAX_MALFORMED_STREAMS {
-                        return;
+                    if malformed == MAX_MALFORMED_STREAMS {
+                        h2.abrupt_shutdown(::h2::Reason::ENHANCE_YOUR_CALM);
+                        goodbye = Goodbye::Until(Instant::now() + LAME_DUCK);
                     }
                 }
                 Ok(None) | Err(_) => return,
             }
+        }
+    }
+}
+
+/// Has an HTTP/2 client been told that its connection ends?
+#[derive(Clone, Copy, PartialEq)]
+enum Goodbye {
+    Unsaid,
+    Said,
+    /// And if nothing is open then, it is closed.
+    Until(Instant),
+}
+
+impl Goodbye {
+    async fn over(self) {
+        match self {
+            Self::Unsaid | Self::Said => std::future::pending().await,
+            Self::Until(end) => time::sleep_until(end).await,
         }
     }
 }

@@ -23,6 +23,9 @@ use crate::{
     transport::Transport,
 };
 
+/// Connections that the system keeps for us until they are accepted.
+pub(crate) const BACKLOG: i32 = 4096;
+
 /// What one worker's connections share.
 #[derive(Clone)]
 pub(crate) struct Worker {
@@ -65,9 +68,16 @@ pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol
             Err(error) => trouble.wait_out(&error, &worker).await,
         }
     }
-    // Clients in the backlog are connected as far as they know: dropping them would reset them.
-    while let Ok(Ok((tcp, client))) = time::timeout(Duration::ZERO, socket.accept()).await {
-        spawn(tcp, client, index, protocol, &worker);
+    // Clients in the backlog are connected as far as they know: dropping them would reset them. The system itself is
+    // asked for them, because the runtime knows only of those it has been told about so far.
+    let Ok(socket) = socket.into_std() else { return };
+    for _ in 0..BACKLOG {
+        let Ok((tcp, client)) = socket.accept() else { break };
+        if tcp.set_nonblocking(true).is_ok()
+            && let Ok(tcp) = TcpStream::from_std(tcp)
+        {
+            spawn(tcp, client, index, protocol, &worker);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     split::Salt,
     telemetry::Meter,
     tls,
-    upstream::{self, ArmUpstream, Endpoint, UpstreamTls},
+    upstream::{self, ArmUpstream, Check, Endpoint, UpstreamTls},
 };
 
 /// All routes, by listener.
@@ -159,6 +159,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) addresses: &'a Addresses,
     /// Its meters, mirrors and endpoints go on where the settings are the same.
     pub(crate) previous: &'a Live,
+    /// Read certificate files again. Without, `config` must be the one that `previous` was made of.
+    pub(crate) reread: bool,
     pub(crate) workers: usize,
     pub(crate) mirror_thread: &'a MirrorThread,
 }
@@ -181,13 +183,13 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     if !faults.is_empty() {
         return Err(InstallError(Faults(faults).to_string()));
     }
-    for (endpoint, host, tls) in started {
-        upstream::watch(&endpoint, host, tls);
+    for (endpoint, check) in started {
+        upstream::watch(&endpoint, check);
     }
     Ok(Live { listeners, routes })
 }
 
-type Started = Vec<(Arc<Endpoint>, String, Option<Arc<UpstreamTls>>)>;
+type Started = Vec<(Arc<Endpoint>, Check)>;
 
 fn build_route(
     place: &str,
@@ -199,12 +201,16 @@ fn build_route(
     let arm = |arm: Arm, started: &mut Started| -> Result<Arc<ArmUpstream>, Fault> {
         let wanted = settings.arm(arm);
         let tls = match &wanted.tls {
-            Some(tls) => Some(UpstreamTls::load(&format!("{place}.{arm}.tls"), tls)?),
             None => None,
+            Some(tls) => Some(match previous.and_then(|previous| previous.upstream(arm).tls.as_ref()) {
+                Some(loaded) if !parts.reread => Arc::clone(loaded),
+                _ => UpstreamTls::load(&format!("{place}.{arm}.tls"), tls)?,
+            }),
         };
         // Checks over TLS go on with what they started with, so other TLS makes other endpoints.
         let known = previous
             .map(|previous| previous.upstream(arm))
+            .filter(|known| known.http_version == wanted.http_version)
             .filter(|known| known.tls.as_ref().map(|tls| tls.identity()) == tls.as_ref().map(|tls| tls.identity()))
             .map_or(&[][..], |known| &known.endpoints);
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
@@ -213,11 +219,15 @@ fn build_route(
                 if endpoints.iter().any(|known| known.address == address) {
                     continue;
                 }
-                let same = known.iter().find(|known| known.address == address && known.health == settings.health);
+                let name = endpoint.to_string();
+                let same = known
+                    .iter()
+                    .find(|known| known.address == address && known.name == name && known.health == settings.health);
                 endpoints.push(same.map_or_else(
                     || {
-                        let new = Endpoint::new(address, settings.health.clone(), parts.workers);
-                        started.push((Arc::clone(&new), endpoint.to_string(), tls.clone()));
+                        let new = Endpoint::new(name, address, settings.health.clone(), parts.workers);
+                        let check = Check { tls: tls.clone(), http_version: wanted.http_version };
+                        started.push((Arc::clone(&new), check));
                         new
                     },
                     Arc::clone,
@@ -258,12 +268,16 @@ fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &
         let mut here: Vec<&Arc<Route>> =
             socket.routes.iter().filter_map(|index| routes.get(&parts.config.routes[*index].name)).collect();
         let Some(first) = here.first().map(|route| Arc::clone(route)) else { continue };
-        let tls = match tls::server_config(socket.protocol, socket.settings(parts.config)) {
-            Ok(tls) => tls,
-            Err(fault) => {
-                faults.push(fault);
-                continue;
-            }
+        let loaded = parts.previous.listeners.get(listeners.len()).filter(|_| !parts.reread);
+        let tls = match loaded {
+            Some(loaded) => loaded.tls.clone(),
+            None => match tls::server_config(socket.protocol, socket.settings(parts.config)) {
+                Ok(tls) => tls,
+                Err(fault) => {
+                    faults.push(fault);
+                    continue;
+                }
+            },
         };
         here.sort_by_key(|route| std::cmp::Reverse(route.settings.matching.path.len()));
         let mut listener = Listener {

@@ -149,7 +149,9 @@ impl Mirror {
         {
             headers.insert(header::HOST, host);
         }
-        headers.remove(header::CONNECTION);
+        for name in [header::CONNECTION, header::EXPECT, header::TE] {
+            headers.remove(name);
+        }
         headers.insert("x-shadow", HeaderValue::from_static("crossfade"));
         copy
     }

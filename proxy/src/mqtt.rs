@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    forward::{Moved, Patience, relay},
+    forward::{Ended, Moved, Patience, relay},
     key,
     listen::{Accepted, Worker},
     live::Route,
@@ -44,8 +44,7 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
     };
     let mut exchange = route.meter.dispatch(route.arm_of(greeting.key.as_deref()));
     let started = Instant::now();
-    let Some(mut connected) = upstream::connect(&route, &mut exchange).await else {
-        exchange.judge(Outcome::Unreachable, None);
+    let Ok(mut connected) = upstream::connect(&route, &mut exchange).await else {
         return transport.close_with(server_unavailable(greeting.version)).await;
     };
     let sent = first_bytes.len() as u64;
@@ -65,8 +64,8 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
     }
 }
 
-/// Relays until the end and judges the arm by its CONNACK. `None`: the broker went silent or away before it said
-/// anything, so that the client can still be told.
+/// Relays until the end and judges the arm by its CONNACK. `None`: the broker went silent or away before the client saw
+/// anything of an answer, so that it can still be told.
 async fn carry(
     route: &Route,
     client: &mut Transport,
@@ -92,16 +91,18 @@ async fn carry(
     if answered.load(Ordering::Relaxed) {
         return ended;
     }
+    // What the client has seen of a CONNACK cannot be made whole by one of ours.
+    let begun = answer.begun.len() as u64;
     match ended {
         // A client that leaves before the answer says nothing about the broker.
-        Some(moved) if moved.ended == crate::forward::Ended::ClientBroke => Some(moved),
+        Some(moved) if moved.ended == Ended::ClientBroke || moved.client_done => Some(moved),
         Some(moved) => {
             exchange.judge(Outcome::Broken, None);
             (moved.down > 0).then_some(moved)
         }
         None => {
             exchange.judge(Outcome::Timeout, None);
-            None
+            (begun > 0).then_some(Moved { up: 0, down: begun, ended: Ended::UpstreamBroke, client_done: false })
         }
     }
 }
@@ -122,15 +123,13 @@ impl Answer<'_> {
             return ControlFlow::Continue(());
         }
         // A broker that leaves without a word: the client is not to see that end, so that it can still be told.
-        if bytes.is_empty() && self.begun.is_empty() {
+        if bytes.is_empty() {
             return ControlFlow::Break(());
         }
         self.begun.extend_from_slice(bytes);
         let outcome = loop {
             match parse_connack(&self.begun, self.version) {
-                Connack::Incomplete if !bytes.is_empty() && self.begun.len() < MAX_CONNECT => {
-                    return ControlFlow::Continue(());
-                }
+                Connack::Incomplete if self.begun.len() < MAX_CONNECT => return ControlFlow::Continue(()),
                 Connack::Incomplete | Connack::NotConnack => break Outcome::Broken,
                 Connack::Auth { length } => bytes::Buf::advance(&mut self.begun, length),
                 Connack::Connack { code: 0, .. } => break Outcome::Ok,

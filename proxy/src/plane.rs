@@ -69,19 +69,30 @@ impl Plane {
         self.serving.store(serving, Ordering::Relaxed);
     }
 
-    /// New addresses behind names, or (with the ones it has) certificate files that changed. Errors: nothing changed.
-    pub(crate) fn refresh(&self, addresses: Option<Addresses>) -> Result<(), InstallError> {
-        let mut source = self.source.lock();
-        let addresses = addresses.unwrap_or_else(|| source.addresses.clone());
-        let Some(config) = source.config.clone() else {
-            // Known before anything is installed: what is installed next is built with them.
-            source.addresses = addresses;
-            return Ok(());
-        };
-        let live = self.build(&config, &source.states, &addresses)?;
-        source.addresses = addresses;
+    /// Reads the configuration's certificate files again. Errors: nothing changed.
+    pub(crate) fn reread_files(&self) -> Result<(), InstallError> {
+        let source = self.source.lock();
+        let Some(config) = source.config.clone() else { return Ok(()) };
+        let live = self.build(&config, &source.states, &source.addresses, true)?;
         self.live.store(Arc::new(live));
         Ok(())
+    }
+
+    /// Takes new addresses behind names. Names that are not in `found` keep theirs: they may have been added while these
+    /// were looked up. Returns whether anything changed. Errors: nothing changed.
+    pub(crate) fn take_addresses(&self, found: Addresses) -> Result<bool, InstallError> {
+        let mut source = self.source.lock();
+        let mut addresses = source.addresses.clone();
+        addresses.extend(found);
+        if addresses == source.addresses {
+            return Ok(false);
+        }
+        if let Some(config) = source.config.clone() {
+            let live = self.build(&config, &source.states, &addresses, false)?;
+            self.live.store(Arc::new(live));
+        }
+        source.addresses = addresses;
+        Ok(true)
     }
 
     /// The addresses that are live.
@@ -107,12 +118,14 @@ impl Plane {
         config: &Config,
         states: &BTreeMap<String, RouteState>,
         addresses: &Addresses,
+        reread: bool,
     ) -> Result<Live, InstallError> {
         live::build(&Parts {
             config,
             states,
             addresses,
             previous: &self.live.load(),
+            reread,
             workers: self.workers,
             mirror_thread: &self.mirror_thread,
         })
@@ -130,7 +143,7 @@ impl DataPlane for Plane {
 
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         let mut source = self.source.lock();
-        let live = self.build(config, states, &source.addresses)?;
+        let live = self.build(config, states, &source.addresses, true)?;
         source.config = Some(Arc::clone(config));
         source.states = states.clone();
         self.live.store(Arc::new(live));

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     http::Engine,
-    listen::{self, Worker},
+    listen::{self, BACKLOG, Worker},
     live::{Addresses, sockets_of},
     mirror::MirrorThread,
     plane::Plane,
@@ -70,9 +70,9 @@ impl Server {
     /// Serves until `stop` is cancelled, then drains. `on_ready`: called when everything serves. Errors: the state
     /// database or a file the configuration names; nothing has been served then.
     pub(crate) fn run(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
-        raise_file_limit(self.config.server.max_connections);
+        // Two, so that reading certificates does not hold up a rollback.
         let control_runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(2)
             .thread_name("control")
             .enable_all()
             .build()
@@ -91,7 +91,7 @@ impl Server {
         let plane = Plane::new(self.workers, thread);
         let names = names_of(&self.config);
         if !names.is_empty() {
-            plane.refresh(Some(look_up(&names, &Addresses::new()).await)).map_err(|fault| anyhow!(fault))?;
+            plane.take_addresses(look_up(&names, &Addresses::new()).await)?;
         }
         let control =
             Control::open(Arc::clone(&self.config), Arc::new(store), Arc::clone(&plane) as Arc<dyn DataPlane>).await?;
@@ -135,12 +135,7 @@ impl Server {
 }
 
 /// What goes on beside the traffic.
-fn background(
-    plane: &Arc<Plane>,
-    control: &Arc<Control>,
-    path: Option<&Path>,
-    end: &CancellationToken,
-) -> JoinSet<()> {
+fn background(plane: &Arc<Plane>, control: &Arc<Control>, path: Option<&Path>, end: &CancellationToken) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let both = || (Arc::clone(plane), Arc::clone(control));
     let (gathering, _) = both();
@@ -182,7 +177,7 @@ fn bind(address: SocketAddr) -> Result<StdListener> {
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
-        socket.listen(4096)?;
+        socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
     attempt().with_context(|| format!("cannot listen on {address}; stop what uses it, or choose another address"))
@@ -193,18 +188,26 @@ fn listener(listener: StdListener) -> Result<TcpListener> {
 }
 
 /// Every client connection needs a descriptor, and so does its upstream. Raises the soft limit as far as is allowed and
-/// needed, and says where that is not enough.
-fn raise_file_limit(max_connections: usize) {
-    let needed = 2 * max_connections as u64 + 512;
-    let enough = rlimit::increase_nofile_limit(needed).unwrap_or(0);
-    if enough < needed {
-        tracing::warn!(
-            limit = enough,
-            needed,
-            "The limit of open files is below what max_connections may need; raise it (ulimit -n, LimitNOFILE)"
-        );
+/// needed. Where that is not enough, fewer clients are taken in: being out of descriptors must show as a client turned
+/// away, not as an endpoint that cannot be reached. Returns how many clients there may be.
+fn within_file_limit(max_connections: usize) -> usize {
+    let needed = 2 * max_connections as u64 + OWN_DESCRIPTORS;
+    let limit = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
+    if limit >= needed {
+        return max_connections;
     }
+    let room = limit.saturating_sub(OWN_DESCRIPTORS).max(limit / 4) / 2;
+    tracing::warn!(
+        limit,
+        needed,
+        max_connections = room,
+        "The limit of open files is below what max_connections needs, so fewer are taken; raise it (ulimit -n, LimitNOFILE)"
+    );
+    usize::try_from(room).unwrap_or(max_connections).max(1)
 }
+
+/// Descriptors for the admin API, checks, copies and idle upstream connections.
+const OWN_DESCRIPTORS: u64 = 512;
 
 /// One thread a worker, each with a runtime of its own that accepts on every listener.
 fn start_workers(
@@ -214,6 +217,7 @@ fn start_workers(
     draining: &watch::Receiver<bool>,
 ) -> Result<Vec<thread::JoinHandle<()>>> {
     let settings = &server.config.server;
+    let max_connections = within_file_limit(settings.max_connections);
     (1..=server.workers)
         .map(|id| {
             let listeners = server
@@ -223,8 +227,7 @@ fn start_workers(
                 .collect::<io::Result<Vec<_>>>()
                 .context("cannot share a listening socket")?;
             let (plane, drain, draining) = (Arc::clone(plane), drain.clone(), draining.clone());
-            let (patience, max_connections, access_log) =
-                (settings.drain, settings.max_connections, settings.access_log);
+            let (patience, access_log) = (settings.drain, settings.access_log);
             let runtime =
                 runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
             let work = async move {
@@ -307,13 +310,10 @@ async fn look_up_again(plane: Arc<Plane>, control: Arc<Control>) {
         if names.is_empty() {
             continue;
         }
-        let known = plane.addresses();
-        let found = look_up(&names, &known).await;
-        if found != known {
-            tracing::info!("Addresses of endpoints changed");
-            if let Err(fault) = plane.refresh(Some(found)) {
-                tracing::error!(%fault, "New addresses are not live");
-            }
+        match plane.take_addresses(look_up(&names, &plane.addresses()).await) {
+            Ok(true) => tracing::info!("Addresses of endpoints changed"),
+            Ok(false) => {}
+            Err(fault) => tracing::error!(%fault, "New addresses are not live"),
         }
     }
 }
@@ -343,7 +343,7 @@ async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control
         }
         let named_now = files_named_by(&control.config()).map(|file| fingerprint(&file)).collect::<Vec<_>>();
         if asked || named_now != named {
-            match plane.refresh(None) {
+            match plane.reread_files() {
                 Ok(()) => tracing::info!("Certificates reloaded"),
                 Err(fault) => tracing::error!(%fault, "Certificates are not reloaded, the old ones stay"),
             }
@@ -368,7 +368,7 @@ async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
     names.append(&mut names_of(&old));
     if !names.is_empty() {
         let found = look_up(&names, &plane.addresses()).await;
-        if let Err(fault) = plane.refresh(Some(found)) {
+        if let Err(fault) = plane.take_addresses(found) {
             return refuse(control, &fault.to_string());
         }
     }

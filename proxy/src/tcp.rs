@@ -22,16 +22,14 @@ use crate::{
 
 pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
     let route = accepted.listener().first.clone();
-    let Accepted { mut transport, client, live, .. } = accepted;
+    let Accepted { mut transport, client, .. } = accepted;
     let mut first_bytes = BytesMut::new();
     let key = match extract(&route, &mut transport, client.ip(), &mut first_bytes).await {
         Ok(key) => key,
         Err(reason) => return route.meter.reject(reason),
     };
     let mut exchange = route.meter.dispatch(route.arm_of(key.as_deref()));
-    let Some(mut connected) = upstream::connect(&route, &mut exchange).await else {
-        return exchange.judge(Outcome::Unreachable, None);
-    };
+    let Ok(mut connected) = upstream::connect(&route, &mut exchange).await else { return };
     exchange.judge(Outcome::Ok, Some(connected.latency_us));
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write };
@@ -48,7 +46,6 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
             bytes_in = peeked + moved.up, bytes_out = moved.down, ended = moved.ended.as_str(), "tcp"
         );
     }
-    drop(live);
 }
 
 /// The caller's key, and in `first_bytes` what had to be read to find it. Errors: why the connection is refused.

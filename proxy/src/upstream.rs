@@ -5,6 +5,7 @@ mod health;
 mod tls;
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -16,7 +17,7 @@ use admin_api::EndpointObservation;
 use config::{Arm, Health, HttpVersion};
 
 pub(crate) use connect::connect;
-pub(crate) use health::watch;
+pub(crate) use health::{Check, watch};
 pub(crate) use tls::{UpstreamTls, read_certificates};
 
 use crate::worker::{self, PerWorker};
@@ -44,10 +45,12 @@ impl ArmUpstream {
         let endpoint = match count {
             0 => return None,
             1 => candidates().next()?,
+            // Health may change while we look: then the first that is still there is as good as any.
             _ => {
                 let first = fastrand::usize(..count);
                 let second = (first + fastrand::usize(1..count)) % count;
-                let (first, second) = (candidates().nth(first)?, candidates().nth(second)?);
+                let pick = |nth| candidates().nth(nth).or_else(|| candidates().next());
+                let (first, second) = (pick(first)?, pick(second)?);
                 if second.in_flight.local().load(Ordering::Relaxed) < first.in_flight.local().load(Ordering::Relaxed) {
                     second
                 } else {
@@ -73,16 +76,27 @@ impl ArmUpstream {
 /// One address of an arm. Kept across reloads that do not touch it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    /// As configured: `host:port`.
+    pub(crate) name: String,
     pub(crate) address: SocketAddr,
     pub(crate) health: Option<Health>,
     healthy: AtomicBool,
+    /// It has answered in HTTP/2.
+    speaks_h2: AtomicBool,
     in_flight: PerWorker<AtomicU64>,
 }
 
 impl Endpoint {
     /// Starts healthy: the first check, or the first connection, says otherwise.
-    pub(crate) fn new(address: SocketAddr, health: Option<Health>, workers: usize) -> Arc<Self> {
-        Arc::new(Self { address, health, healthy: AtomicBool::new(true), in_flight: PerWorker::new(workers) })
+    pub(crate) fn new(name: String, address: SocketAddr, health: Option<Health>, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            address,
+            health,
+            healthy: AtomicBool::new(true),
+            speaks_h2: AtomicBool::new(false),
+            in_flight: PerWorker::new(workers),
+        })
     }
 
     pub(crate) fn is_healthy(&self) -> bool {
@@ -95,11 +109,29 @@ impl Endpoint {
 
     /// Real traffic could not connect. With checks on, the endpoint leaves at once and the checks bring it back;
     /// without them nothing would, so it stays.
-    pub(crate) fn connecting_failed(&self) {
-        if self.health.is_some() {
-            self.set_healthy(false);
+    pub(crate) fn connecting_failed(&self, problem: &str) {
+        if self.health.is_some() && self.healthy.swap(false, Ordering::Relaxed) {
+            tracing::warn!(endpoint = self.name, address = %self.address, problem, "Endpoint is unhealthy");
         }
     }
+
+    /// It has answered in HTTP/2.
+    pub(crate) fn speaks_h2(&self) {
+        // Read first: writing each time would make every worker fetch the line anew.
+        if !self.is_known_to_speak_h2() {
+            self.speaks_h2.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_known_to_speak_h2(&self) -> bool {
+        self.speaks_h2.load(Ordering::Relaxed)
+    }
+}
+
+/// Does this error of connecting lie with our own process or machine? EMFILE, ENFILE, ENOMEM, ENOBUFS, and
+/// EADDRNOTAVAIL, which means that no local port is left.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(24 | 23 | 12 | 105 | 99))
 }
 
 /// An endpoint in use; counted as load until dropped.
@@ -134,7 +166,10 @@ mod tests {
     fn arm(arm: Arm, ports: &[u16]) -> ArmUpstream {
         let endpoints = ports
             .iter()
-            .map(|port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], *port)), Some(Health::default()), 1))
+            .map(|port| {
+                let address = SocketAddr::from(([127, 0, 0, 1], *port));
+                Endpoint::new(address.to_string(), address, Some(Health::default()), 1)
+            })
             .collect();
         ArmUpstream { arm, endpoints, tls: None, http_version: HttpVersion::Auto }
     }
@@ -153,7 +188,7 @@ mod tests {
     #[test]
     fn tried_and_unhealthy_endpoints_are_left_out() {
         let green = arm(Arm::Green, &[1, 2, 3]);
-        green.endpoints[1].connecting_failed();
+        green.endpoints[1].connecting_failed("refused");
         let tried = [green.endpoints[0].address];
         for _ in 0..20 {
             assert_eq!(green.choose(&tried).unwrap().address().port(), 3);

@@ -30,18 +30,31 @@ pub(super) async fn respond(session: &mut Session, status: StatusCode, text: &'s
 
 /// The answer to a head that did not come in time, for a connection whose request is not known.
 pub(super) fn request_timeout() -> Vec<u8> {
-    let text = "the request's header was not complete in time; send it faster\n";
+    last_word("408 Request Timeout", "the request's header was not complete in time; send it faster\n")
+}
+
+/// The answer to the preface of HTTP/2 where HTTP/1.1 is spoken.
+pub(super) fn misplaced_preface() -> Vec<u8> {
+    last_word("400 Bad Request", "http/2 begins with the connection, and over tls with alpn; open a new one\n")
+}
+
+fn last_word(status: &str, text: &str) -> Vec<u8> {
     format!(
-        "HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{text}",
         text.len()
     )
     .into_bytes()
 }
 
+/// A gRPC call: POST over HTTP/2 with `application/grpc`, perhaps with a suffix. gRPC-Web is plain HTTP.
 pub(super) fn is_grpc(session: &Session) -> bool {
-    let content_type = session.req_header().headers.get(header::CONTENT_TYPE);
-    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    let request = session.req_header();
+    let content_type = request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let suffix = content_type.strip_prefix(b"application/grpc").and_then(|suffix| suffix.first().or(Some(&b';')));
+    request.version == http::Version::HTTP_2
+        && request.method == http::Method::POST
+        && suffix.is_some_and(|suffix| matches!(suffix, b'+' | b';'))
 }
 
 /// As the gRPC documentation maps HTTP statuses ("HTTP to gRPC Status Code Mapping").

@@ -9,9 +9,9 @@ use admin_api::Outcome;
 use async_trait::async_trait;
 use bytes::Bytes;
 use config::{Arm, Fallback, HttpVersion};
-use http::{HeaderMap, HeaderName, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, StatusCode, Uri, Version, header};
 use pingora::{
-    Error, ErrorSource, ErrorType, Result,
+    Error, ErrorSource, ErrorType, Result, RetryType,
     http::{RequestHeader, ResponseHeader},
     protocols::ALPN,
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
@@ -32,13 +32,17 @@ use crate::{
     mirror::Tap,
     plane::Plane,
     telemetry::Exchange,
-    upstream::{ArmUpstream, Lease},
+    upstream::{self, ArmUpstream, Lease},
 };
 
 /// Tells which arm answered, and in requests, where a route allows it, which one shall.
 const ARM: HeaderName = HeaderName::from_static("x-crossfade-arm");
 /// Marks copies. Clients must not be able to set it: services may treat copies as a dry run.
 const SHADOW: HeaderName = HeaderName::from_static("x-shadow");
+/// How often one request may be sent again when it is certain that it was not processed.
+const MAX_REPLAYS: u8 = 3;
+/// Connecting failed for want of descriptors, ports or memory of our own.
+const NO_RESOURCES: ErrorType = ErrorType::Custom("NoResources");
 /// Streams on one HTTP/2 connection to an endpoint.
 const MAX_UPSTREAM_STREAMS: usize = 100;
 
@@ -64,6 +68,10 @@ pub(super) struct Ctx {
     started: Option<Instant>,
     lease: Option<Lease>,
     tried: Vec<SocketAddr>,
+    /// How often the request was sent again.
+    replays: u8,
+    /// The endpoint is spoken to in HTTP/2 for no other reason than that the client's request is gRPC.
+    guessed_h2: bool,
     key: Option<Vec<u8>>,
     copied: bool,
     tap: Option<Tap>,
@@ -150,6 +158,7 @@ impl ProxyHttp for Service {
             };
             if let Some(lease) = upstream.choose(&ctx.tried) {
                 let peer = peer(route, upstream, lease.address(), session);
+                ctx.guessed_h2 = upstream.http_version == HttpVersion::Auto && peer.options.alpn == ALPN::H2;
                 ctx.lease = Some(lease);
                 return Ok(Box::new(peer));
             }
@@ -166,8 +175,12 @@ impl ProxyHttp for Service {
 
     fn fail_to_connect(&self, _: &mut Session, peer: &HttpPeer, ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
         tracing::debug!(%peer, %error, "Connecting failed");
+        if is_shortage(&error) {
+            self.plane.rejections.count("no_descriptors");
+            return Error::explain(NO_RESOURCES, "connecting needs more than this process has");
+        }
         if let Some(lease) = &ctx.lease {
-            lease.endpoint.connecting_failed();
+            lease.endpoint.connecting_failed(&error.to_string());
             ctx.tried.push(lease.address());
         }
         // Nothing was sent, so `upstream_peer` may try the next one; it says when there is none.
@@ -184,12 +197,15 @@ impl ProxyHttp for Service {
         reused: bool,
     ) -> Box<Error> {
         let repeatable = session.req_header().method.is_idempotent() && session.is_body_empty() && ctx.status.is_none();
-        if repeatable {
-            // A pooled connection that the endpoint closed in the meantime, and only that.
-            error.retry.decide_reuse(reused);
-        } else {
-            error.set_retry(false);
-        }
+        let unprocessed = match error.retry {
+            // A pooled connection that the endpoint closed in the meantime.
+            RetryType::ReusedOnly => reused,
+            // HTTP/2: the endpoint says that it did not process the request (REFUSED_STREAM, GOAWAY).
+            RetryType::Decided(unprocessed) => unprocessed,
+        };
+        let again = repeatable && unprocessed && ctx.replays < MAX_REPLAYS;
+        ctx.replays += u8::from(again);
+        error.set_retry(again);
         error
     }
 
@@ -202,6 +218,13 @@ impl ProxyHttp for Service {
         let (Some(connection), Some(route)) = (&ctx.connection, &ctx.route) else { return Ok(()) };
         for name in [ARM, SHADOW, header::FORWARDED] {
             request.remove_header(&name);
+        }
+        // RFC 9112 section 3.2.2: absolute form is for proxies; an origin gets origin form, and `Host` says the rest.
+        if session.req_header().version < Version::HTTP_2 && request.uri.authority().is_some() {
+            let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+            if let Ok(target) = Uri::try_from(target) {
+                request.set_uri(target);
+            }
         }
         request.insert_header("x-forwarded-for", connection.client.ip().to_canonical().to_string())?;
         request.insert_header("x-forwarded-proto", if connection.tls { "https" } else { "http" })?;
@@ -228,6 +251,9 @@ impl ProxyHttp for Service {
         ctx.grpc_status = grpc_status(&response.headers);
         if let Some(connection) = &ctx.connection {
             connection.answered.store(true, Ordering::Relaxed);
+        }
+        if let (true, Some(lease)) = (ctx.guessed_h2, &ctx.lease) {
+            lease.endpoint.speaks_h2();
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             if let Some(connection) = &ctx.connection {
@@ -282,9 +308,17 @@ impl ProxyHttp for Service {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-        // The arm cannot answer a request that has not come in whole: both sides waited for the client.
-        let starved = *error.etype() == ErrorType::ReadTimedout && ctx.status.is_none() && !session.is_body_done();
-        let (outcome, status, text) = if starved { BODY_OVERDUE } else { verdict(error) };
+        // The engine has no patience for the body of an HTTP/2 client, so a client that stalls shows as an endpoint that
+        // does not answer a request which has not come in whole.
+        let starved = *error.etype() == ErrorType::ReadTimedout
+            && session.req_header().version == Version::HTTP_2
+            && !session.is_body_done();
+        let (mut outcome, status, text) = if starved { BODY_OVERDUE } else { verdict(error) };
+        let knows_h2 = ctx.lease.as_ref().is_some_and(|lease| lease.endpoint.is_known_to_speak_h2());
+        if outcome == Outcome::Broken && ctx.guessed_h2 && !knows_h2 {
+            // It may well be that no gRPC is spoken here, and then it was the client who made it break.
+            outcome = Outcome::ClientGone;
+        }
         if let Some(exchange) = &mut ctx.exchange
             && (outcome != Outcome::ClientGone || ctx.status.is_none())
         {
@@ -357,7 +391,8 @@ fn host(request: &RequestHeader) -> String {
         Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
         _ => authority,
     };
-    host.to_ascii_lowercase()
+    // A name with its root's dot is the same name.
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 fn authority(request: &RequestHeader) -> Option<&str> {
@@ -377,7 +412,6 @@ fn peer(route: &Route, upstream: &ArmUpstream, address: SocketAddr, session: &Se
         (HttpVersion::Http1, _) => ALPN::H1,
         (HttpVersion::Http2, _) => ALPN::H2,
         (HttpVersion::Auto, Some(_)) if session.is_upgrade_req() => ALPN::H1,
-        (HttpVersion::Auto, Some(_)) if grpc => ALPN::H2,
         (HttpVersion::Auto, Some(_)) => ALPN::H2H1,
         // In clear there is nothing to negotiate with; gRPC is always HTTP/2.
         (HttpVersion::Auto, None) if grpc => ALPN::H2,
@@ -387,8 +421,9 @@ fn peer(route: &Route, upstream: &ArmUpstream, address: SocketAddr, session: &Se
     let mut peer = HttpPeer::new(address, server_name.is_some(), server_name.unwrap_or_default());
     if let Some(tls) = &upstream.tls {
         peer.options.ca = tls.engine_roots();
-        // Connections that were verified against other roots are none of ours.
-        peer.group_key = tls.roots_id();
+        // Connections that were verified against other roots are none of ours, and one that had to be HTTP/1.1 for an
+        // upgrade must not be found by a request that could have had HTTP/2.
+        peer.group_key = tls.roots_id().wrapping_add(u64::from(session.is_upgrade_req()));
     }
     peer.options.alpn = alpn;
     peer.options.max_h2_streams = MAX_UPSTREAM_STREAMS;
@@ -398,9 +433,14 @@ fn peer(route: &Route, upstream: &ArmUpstream, address: SocketAddr, session: &Se
     peer.options.idle_timeout = Some(POOL_IDLE);
     // The engine has one patience for the header and for each read after it. Where silence is normal it is the long one.
     let silent = grpc || session.is_upgrade_req() || wants_events(session.req_header());
-    peer.options.read_timeout = Some(if silent { timeouts.idle } else { timeouts.response_header });
+    // Where endpoint and client are both waited for, the client's patience must end first, or a client that stalls would
+    // count against the arm.
+    peer.options.read_timeout = Some(if silent { timeouts.idle } else { timeouts.response_header } + CLIENT_FIRST);
     peer
 }
+
+/// How much longer than the client the endpoint is waited for.
+const CLIENT_FIRST: Duration = Duration::from_millis(200);
 
 /// How long an unused connection to an endpoint is kept. Below what servers commonly allow (nginx: 75 s), so that it is
 /// rarely the endpoint that closes first.
@@ -457,6 +497,14 @@ type Verdict = (Outcome, Option<StatusCode>, &'static str);
 const BODY_OVERDUE: Verdict =
     (Outcome::ClientGone, Some(StatusCode::REQUEST_TIMEOUT), "the request's body did not come in time");
 
+/// Did connecting fail for a reason that lies with this process or machine?
+fn is_shortage(error: &Error) -> bool {
+    match error.root_cause().downcast_ref::<std::io::Error>() {
+        Some(cause) => upstream::is_shortage(cause),
+        None => matches!(error.etype(), ErrorType::BindError | ErrorType::SocketError),
+    }
+}
+
 /// What an error says about the arm, and what the client is told, if it can be.
 fn verdict(error: &Error) -> Verdict {
     use ErrorType::{
@@ -465,6 +513,9 @@ fn verdict(error: &Error) -> Verdict {
         WriteTimedout,
     };
     match (error.esource(), error.etype()) {
+        (_, etype) if *etype == NO_RESOURCES => {
+            (Outcome::ClientGone, Some(StatusCode::SERVICE_UNAVAILABLE), "the proxy is out of connections")
+        }
         (_, HTTPStatus(503)) => {
             (Outcome::Unreachable, Some(StatusCode::SERVICE_UNAVAILABLE), "no endpoint could be reached")
         }

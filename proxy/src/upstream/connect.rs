@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
+use admin_api::Outcome;
 use config::{Arm, Fallback};
 use tokio::{
     net::TcpStream,
@@ -9,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
-use super::{ArmUpstream, Lease};
+use super::{ArmUpstream, Lease, is_shortage};
 use crate::{live::Route, telemetry::Exchange, transport::Transport};
 
 /// An established connection, and how long establishing it took.
@@ -21,20 +22,31 @@ pub(crate) struct Connected {
     _lease: Lease,
 }
 
-/// Tries the endpoints of the exchange's arm one by one, then, where the route says so, those of blue. `None`: nobody
-/// could be reached; the exchange is not judged yet.
-pub(crate) async fn connect(route: &Route, exchange: &mut Exchange) -> Option<Connected> {
-    if let Some(connected) = connect_arm(route, exchange.arm()).await {
-        return Some(connected);
-    }
-    if exchange.arm() == Arm::Blue || route.settings.fallback == Fallback::None {
-        return None;
-    }
-    exchange.fall_back();
-    connect_arm(route, Arm::Blue).await
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NotConnected {
+    /// No endpoint could be reached.
+    Unreachable,
+    /// This process has no descriptors, ports or memory left: says nothing about the arm.
+    Shortage,
 }
 
-async fn connect_arm(route: &Route, arm: Arm) -> Option<Connected> {
+/// Tries the endpoints of the exchange's arm one by one, then, where the route says so, those of blue. Errors: the
+/// exchange is judged.
+pub(crate) async fn connect(route: &Route, exchange: &mut Exchange) -> Result<Connected, NotConnected> {
+    let mut connected = connect_arm(route, exchange.arm()).await;
+    let may_fall_back = exchange.arm() == Arm::Green && route.settings.fallback == Fallback::Blue;
+    if may_fall_back && matches!(connected, Err(NotConnected::Unreachable)) {
+        exchange.fall_back();
+        connected = connect_arm(route, Arm::Blue).await;
+    }
+    if matches!(connected, Err(NotConnected::Unreachable)) {
+        exchange.judge(Outcome::Unreachable, None);
+    }
+    connected
+}
+
+async fn connect_arm(route: &Route, arm: Arm) -> Result<Connected, NotConnected> {
     let upstream = route.upstream(arm);
     let mut tried = Vec::new();
     while let Some(lease) = upstream.choose(&tried) {
@@ -44,16 +56,20 @@ async fn connect_arm(route: &Route, arm: Arm) -> Option<Connected> {
         let failure = match time::timeout(route.settings.timeouts.connect, connecting).await {
             Ok(Ok(stream)) => {
                 let latency_us = started.elapsed().as_micros() as u64;
-                return Some(Connected { upstream: stream, latency_us, _lease: lease });
+                return Ok(Connected { upstream: stream, latency_us, _lease: lease });
+            }
+            Ok(Err(error)) if is_shortage(&error) => {
+                route.meter.reject("no_descriptors");
+                return Err(NotConnected::Shortage);
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no connection within {:?}", route.settings.timeouts.connect),
         };
         tracing::debug!(route = route.settings.name, %arm, %address, failure, "Connecting failed");
-        lease.endpoint.connecting_failed();
+        lease.endpoint.connecting_failed(&failure);
         tried.push(address);
     }
-    None
+    Err(NotConnected::Unreachable)
 }
 
 async fn establish(upstream: &ArmUpstream, address: SocketAddr) -> io::Result<Transport> {
@@ -61,6 +77,6 @@ async fn establish(upstream: &ArmUpstream, address: SocketAddr) -> io::Result<Tr
     tcp.set_nodelay(true)?;
     Ok(match &upstream.tls {
         None => Transport::Plain(tcp),
-        Some(tls) => Transport::Tls(Box::new(TlsStream::Client(tls.connect(tcp).await?))),
+        Some(tls) => Transport::Tls(Box::new(TlsStream::Client(tls.connect(tcp, &[]).await?))),
     })
 }

@@ -63,11 +63,15 @@ impl UpstreamTls {
         Ok(Arc::new(Self { server_name: settings.server_name.clone(), roots, roots_id, client: Arc::new(client) }))
     }
 
-    /// TLS on a connection that stands; no ALPN is offered.
-    pub(crate) async fn connect(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    /// TLS on a connection that stands. `alpn`: the protocols to offer; none: ALPN is left out.
+    pub(crate) async fn connect(&self, tcp: TcpStream, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(self.server_name.clone())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        TlsConnector::from(Arc::clone(&self.client)).connect(name, tcp).await
+        let mut client = Arc::clone(&self.client);
+        if !alpn.is_empty() {
+            Arc::make_mut(&mut client).alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        }
+        TlsConnector::from(client).connect(name, tcp).await
     }
 
     pub(crate) fn engine_roots(&self) -> Option<Arc<CaType>> {
