@@ -186,9 +186,10 @@ pub struct Timeouts {
     pub keepalive: Duration,
     /// TCP (and TLS) to an endpoint. Default 3 s.
     pub connect: Duration,
-    /// From the request to the response's header (HTTP), from CONNECT to CONNACK (MQTT). Default 60 s.
+    /// From the request to the response's header, and between two reads of a body either way (HTTP); from CONNECT to
+    /// CONNACK (MQTT). Default 60 s.
     pub response_header: Duration,
-    /// Silence in both directions of a tunnel (WebSocket, MQTT, TCP) and between two reads of a body. Default 1 h.
+    /// Silence in both directions of a tunnel (WebSocket, MQTT, TCP), of a gRPC call or of an event stream. Default 1 h.
     pub idle: Duration,
     /// A peer that takes no bytes. Default 60 s.
     pub write: Duration,

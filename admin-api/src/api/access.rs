@@ -45,11 +45,19 @@ pub struct Access {
 pub enum AccessError {
     /// Other machines reach the address, and tokens or TLS are missing.
     Unprotected(SocketAddr),
-    Unreadable { path: PathBuf, source: io::Error },
+    Unreadable {
+        path: PathBuf,
+        source: io::Error,
+    },
     /// Others can read the tokens.
-    Exposed { path: PathBuf, mode: u32 },
+    Exposed {
+        path: PathBuf,
+        mode: u32,
+    },
     /// Each with its line and cure.
-    Faulty { faults: Vec<String> },
+    Faulty {
+        faults: Vec<String>,
+    },
 }
 
 impl AccessError {
@@ -61,11 +69,9 @@ impl AccessError {
                 format!("{address} can be reached from other machines"),
                 "set admin.tokens and admin.tls, or listen on 127.0.0.1",
             ),
-            Self::Unreadable { path, .. } => (
-                "admin.tokens",
-                format!("{} cannot be read", path.display()),
-                "make it a file that this user can read",
-            ),
+            Self::Unreadable { path, .. } => {
+                ("admin.tokens", format!("{} cannot be read", path.display()), "make it a file that this user can read")
+            }
             Self::Exposed { path, mode } => (
                 "admin.tokens",
                 format!("{} can be read by others (mode {mode:03o})", path.display()),

@@ -34,9 +34,9 @@ impl Client {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the token file {}", path.display()))?;
-                let first =
+                let mut words =
                     text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
-                let token = first.map(|word| word.trim_end_matches(':').to_owned()).next();
+                let token = words.next().map(str::to_owned);
                 Some(token.with_context(|| format!("{} holds no token; its first word is used", path.display()))?)
             }
             None => None,

@@ -858,9 +858,24 @@ async fn grpc_callers_are_told_in_grpc_when_an_arm_is_out_of_reach() {
     assert_eq!(refused.message(), "no endpoint could be reached");
     let h2 = H2Client::connect(route.listen).await;
     let key = key(Arm::Green);
-    let answer = h2.get("/x", &[("content-type", "application/grpc"), ("x-session-id", &key)]).await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!((answer.header("grpc-status"), answer.header("content-type")), (Some("14"), Some("application/grpc")));
+    // Those who speak gRPC over HTTP/2 are told in gRPC, all others in HTTP; the stream ends well for each of them.
+    for (method, kind, status, grpc_status) in [
+        ("POST", "application/grpc", 200, Some("14")),
+        ("POST", "application/grpc+proto", 200, Some("14")),
+        ("POST", "application/grpc-web", 503, None),
+        ("GET", "application/grpc", 503, None),
+        ("HEAD", "text/plain", 503, None),
+    ] {
+        let request = Request::builder().method(method).uri("http://shop.example/x").header("x-session-id", &key);
+        let (response, mut body) = h2.open(request.header("content-type", kind).body(()).unwrap()).await;
+        body.send_data(Bytes::new(), true).unwrap();
+        let (head, mut body) = soon(response).await.unwrap().into_parts();
+        while let Some(data) = soon(body.data()).await {
+            data.unwrap();
+        }
+        let told = head.headers.get("grpc-status").map(|status| status.to_str().unwrap());
+        assert_eq!((head.status.as_u16(), told), (status, grpc_status), "{method} {kind}");
+    }
 }
 
 // WebSocket
