@@ -22,6 +22,10 @@ pub trait DataPlane: Send + Sync + 'static {
     /// those under way keep what they started with. A route the plane does not have is ignored.
     fn apply(&self, route: &str, state: RouteState);
 
+    /// Forgets what is under way on a route, as evidence: what began before this call is counted in totals when it ends,
+    /// and in no [`Second`]. A route the plane does not have is ignored.
+    fn forget(&self, route: &str);
+
     /// Replaces the routes by those of `config`. `states` has an entry for every one of them. Evidence, health and
     /// counts of routes that keep their name are kept. Errors: nothing has changed.
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError>;

@@ -74,6 +74,8 @@ impl Config {
 /// A file of a thousand routes is smaller, and the checks between routes compare each with each.
 const LARGEST: usize = 1024 * 1024;
 
+const MOST_SYNTAX_FAULTS: usize = 100;
+
 fn too_large(place: String) -> Faults {
     let problem = "is larger than 1 MiB".to_owned();
     Faults(vec![Fault { place, line: None, problem, cure: "name a configuration file of crossfade".to_owned() }])
@@ -81,7 +83,8 @@ fn too_large(place: String) -> Faults {
 
 fn syntax_faults(document: &Document, errors: &[toml::de::Error]) -> Faults {
     let mut faults: Vec<Fault> = Vec::new();
-    for error in errors {
+    // A file of another kind has an error in every line; nobody reads more than the first of them.
+    for error in errors.iter().take(MOST_SYNTAX_FAULTS) {
         let position = error.span().map(|span| document.position(span.start));
         let (line, column) = position.unzip();
         // The parser recovers as well as it can; a second error in a line mostly follows from the first.

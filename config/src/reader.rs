@@ -15,6 +15,9 @@ use crate::{
     fault::{Fault, Flaw, quoted},
 };
 
+/// The most entries of a list, routes among them.
+const MOST_ENTRIES: usize = 1_000;
+
 /// The text under a walk, and the faults found so far.
 pub(crate) struct Document {
     /// Offset of the first byte of each line.
@@ -276,7 +279,7 @@ impl<'a> Value<'a> {
 
     pub(crate) fn list(&self) -> Option<Vec<Self>> {
         match self.node {
-            DeValue::Array(items) => Some(self.items(items)),
+            DeValue::Array(items) => self.not_too_long(items).map(|()| self.items(items)),
             DeValue::String(text) => self.mismatch("a list", &format!("write [{}]", quoted(text))),
             _ => self.mismatch("a list", "write it in square brackets"),
         }
@@ -290,6 +293,7 @@ impl<'a> Value<'a> {
         if items.is_empty() {
             self.fault("is empty", format!("add a [[{header}]] table"));
         }
+        self.not_too_long(items)?;
         let mut lifted = Vec::new();
         for item in self.items(items) {
             let DeValue::Table(entries) = item.node else {
@@ -301,6 +305,15 @@ impl<'a> Value<'a> {
             lifted.push(table.read(&mut lift));
         }
         Some(lifted)
+    }
+
+    /// Entries of a list are compared with each other, so a list has an end.
+    fn not_too_long(&self, items: &DeArray<'_>) -> Option<()> {
+        if items.len() > MOST_ENTRIES {
+            self.fault(format!("has {} entries", items.len()), format!("write at most {MOST_ENTRIES}"));
+            return None;
+        }
+        Some(())
     }
 
     fn items(&self, items: &'a DeArray<'a>) -> Vec<Self> {

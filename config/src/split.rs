@@ -63,9 +63,10 @@ impl Split {
         if !(0.0..=100.0).contains(&percent) {
             return Err(NotAPercentage::OutOfRange(percent));
         }
-        let buckets = (percent * 100.0).round();
-        // 0.1 + 0.2 must pass, 0.005 must not: the tolerance is far below a step and far above rounding.
-        if (buckets / 100.0 - percent).abs() > 1e-9 {
+        let exact = percent * 100.0;
+        let buckets = exact.round();
+        // 0.1 + 0.2 must pass, and 1e-9 must not: the tolerance is some hundred times what rounding costs here.
+        if (buckets - exact).abs() > 1e-10 {
             return Err(NotAPercentage::TooFine(percent));
         }
         Ok(Self(buckets as u16))

@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    listen::{Accepted, Worker},
+    connection::{Accepted, Worker},
     plane::Plane,
     wire::http1::{BodyLength, Head, rejection_response},
 };

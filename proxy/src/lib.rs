@@ -15,6 +15,7 @@ pub mod split;
 mod telemetry;
 mod upstream;
 
+mod connection;
 mod http;
 mod mqtt;
 mod tcp;

@@ -12,11 +12,11 @@ use tokio::{
     time::{self, Duration, Instant},
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    connection::{Accepted, Worker},
     http::Engine,
-    live::{Listener, Live},
     mqtt,
     plane::Plane,
     tcp,
@@ -26,46 +26,28 @@ use crate::{
 /// Connections that the system keeps for us until they are accepted.
 pub(crate) const BACKLOG: i32 = 4096;
 
-/// What one worker's connections share.
+/// What one worker accepts with.
 #[derive(Clone)]
-pub(crate) struct Worker {
-    pub(crate) plane: Arc<Plane>,
+pub(crate) struct Acceptor {
+    pub(crate) worker: Worker,
     pub(crate) engine: Arc<Engine>,
     /// Cancelled when the process is to stop: accept nothing more, finish what is open.
     pub(crate) drain: CancellationToken,
-    pub(crate) tasks: TaskTracker,
     pub(crate) max_connections: usize,
-    pub(crate) access_log: bool,
-}
-
-/// A client's connection from accept to end.
-pub(crate) struct Accepted {
-    pub(crate) transport: Transport,
-    pub(crate) client: SocketAddr,
-    /// Index into [`Live::listeners`].
-    pub(crate) listener: usize,
-    /// As of when the connection was accepted.
-    pub(crate) live: Arc<Live>,
-}
-
-impl Accepted {
-    pub(crate) fn listener(&self) -> &Listener {
-        &self.live.listeners[self.listener]
-    }
 }
 
 /// Accepts until the process drains, then what is already waiting in the backlog, then no more.
-pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol, worker: Worker) {
+pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol, acceptor: Acceptor) {
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
             biased;
-            () = worker.drain.cancelled() => break,
+            () = acceptor.drain.cancelled() => break,
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, client)) => spawn(tcp, client, index, protocol, &worker),
-            Err(error) => trouble.wait_out(&error, &worker).await,
+            Ok((tcp, client)) => spawn(tcp, client, index, protocol, &acceptor),
+            Err(error) => trouble.wait_out(&error, &acceptor.worker).await,
         }
     }
     // Clients in the backlog are connected as far as they know: dropping them would reset them. The system itself is
@@ -76,7 +58,7 @@ pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol
         if tcp.set_nonblocking(true).is_ok()
             && let Ok(tcp) = TcpStream::from_std(tcp)
         {
-            spawn(tcp, client, index, protocol, &worker);
+            spawn(tcp, client, index, protocol, &acceptor);
         }
     }
 }
@@ -104,13 +86,14 @@ impl Trouble {
     }
 }
 
-fn spawn(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, worker: &Worker) {
+fn spawn(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, acceptor: &Acceptor) {
+    let worker = &acceptor.worker;
     let open = OpenConnection::count(&worker.plane);
-    if worker.plane.connections.load(Ordering::Relaxed) > worker.max_connections {
+    if worker.plane.connections.load(Ordering::Relaxed) > acceptor.max_connections {
         worker.plane.rejections.count("max_connections");
         return;
     }
-    let serving = serve(tcp, client, index, protocol, worker.clone());
+    let serving = serve(tcp, client, index, protocol, acceptor.clone());
     worker.tasks.spawn(async move {
         serving.await;
         drop(open);
@@ -133,7 +116,8 @@ impl Drop for OpenConnection {
     }
 }
 
-async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, worker: Worker) {
+async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, acceptor: Acceptor) {
+    let Acceptor { worker, engine, .. } = acceptor;
     // Small answers must not wait for the acknowledgement of earlier ones.
     if tcp.set_nodelay(true).is_err() {
         return;
@@ -156,7 +140,7 @@ async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Proto
     };
     let accepted = Accepted { transport, client, listener: index, live };
     match protocol {
-        Protocol::Http => worker.engine.clone().serve(accepted, worker).await,
+        Protocol::Http => engine.serve(accepted, worker).await,
         Protocol::Mqtt => mqtt::serve(accepted, &worker).await,
         Protocol::Tcp => tcp::serve(accepted, &worker).await,
     }

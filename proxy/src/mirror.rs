@@ -27,7 +27,6 @@ use tokio::{
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    live::Route,
     split::{Salt, bucket},
     upstream::ArmUpstream,
     worker::PerWorker,
@@ -92,12 +91,11 @@ impl Mirror {
         })
     }
 
-    /// Copies a request if its method is safe, its key is in the sample and there is room. `request`: as the primary
-    /// arm is sent it. The tap then watches the primary's answer.
+    /// Copies a request if its method is safe, its key is in the sample and there is room. `to`: the arm that has not
+    /// been chosen. `request`: as the chosen one is sent it. The tap then watches the primary's answer.
     pub(crate) fn offer(
         self: &Arc<Self>,
-        route: &Arc<Route>,
-        primary: Arm,
+        to: &Arc<ArmUpstream>,
         key: Option<&[u8]>,
         request: &RequestHeader,
         without_body: bool,
@@ -128,8 +126,7 @@ impl Mirror {
         let (sender, receiver) = oneshot::channel();
         let copy = Copy {
             mirror: Arc::clone(self),
-            route: Arc::clone(route),
-            to: primary.other(),
+            to: Arc::clone(to),
             request: self.copy_of(request),
             primary: receiver,
             _permit: permit,
@@ -281,8 +278,7 @@ impl BodyHash {
 /// One copy from its start to its comparison.
 struct Copy {
     mirror: Arc<Mirror>,
-    route: Arc<Route>,
-    to: Arm,
+    to: Arc<ArmUpstream>,
     request: Request<Empty<Bytes>>,
     primary: oneshot::Receiver<Answer>,
     _permit: OwnedSemaphorePermit,
@@ -292,7 +288,7 @@ impl Copy {
     async fn run(self) {
         let meter = Arc::clone(&self.mirror.meter);
         let deadline = Instant::now() + self.mirror.settings.timeout;
-        let to = self.to;
+        let to = self.to.arm;
         let outcome = time::timeout_at(deadline, self.both()).await;
         meter.count(|seen| match outcome {
             Err(_) => *seen.failed.entry("timeout").or_default() += 1,
@@ -302,22 +298,21 @@ impl Copy {
     }
 
     async fn both(self) -> Result<(Answer, Answer), &'static str> {
-        let copy = self.mirror.send(&self.route, self.to, self.request).await?;
+        let copy = self.mirror.send(&self.to, self.request).await?;
         let primary = self.primary.await.map_err(|_| "primary_failed")?;
         Ok((primary, copy))
     }
 }
 
 impl Mirror {
-    async fn send(&self, route: &Route, to: Arm, mut request: Request<Empty<Bytes>>) -> Result<Answer, &'static str> {
-        let upstream = route.upstream(to);
-        let lease = upstream.choose(&[]).ok_or("unreachable")?;
+    async fn send(&self, to: &ArmUpstream, mut request: Request<Empty<Bytes>>) -> Result<Answer, &'static str> {
+        let lease = to.choose(&[]).ok_or("unreachable")?;
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-        let scheme = if upstream.tls.is_some() { "https" } else { "http" };
+        let scheme = if to.tls.is_some() { "https" } else { "http" };
         *request.uri_mut() =
             Uri::try_from(format!("{scheme}://{}{target}", lease.address())).map_err(|_| "bad_target")?;
         let started = Instant::now();
-        let response = self.clients[to as usize]
+        let response = self.clients[to.arm as usize]
             .request(request)
             .await
             .map_err(|error| if error.is_connect() { "unreachable" } else { "broken" })?;

@@ -16,9 +16,9 @@ use tokio::{
 };
 
 use crate::{
+    connection::{Accepted, Worker},
     forward::{Ended, Moved, Patience, relay},
     key,
-    listen::{Accepted, Worker},
     live::Route,
     telemetry::Exchange,
     transport::Transport,

@@ -141,6 +141,12 @@ impl DataPlane for Plane {
         }
     }
 
+    fn forget(&self, route: &str) {
+        if let Some(route) = self.live.load().routes.get(route) {
+            route.meter.forget();
+        }
+    }
+
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         let mut source = self.source.lock();
         let live = self.build(config, states, &source.addresses, true)?;
@@ -166,7 +172,7 @@ impl DataPlane for Plane {
 
     fn process_counters(&self) -> Vec<ProcessCounter> {
         let rejected = self.rejections.totals().into_iter().map(|(reason, value)| ProcessCounter {
-            name: "crossfade_rejected_total",
+            name: "crossfade_unrouted_total",
             help: "Connections and requests turned away before their route was known",
             label: Some(("reason", reason.to_owned())),
             value,

@@ -25,8 +25,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    connection::Worker,
     http::Engine,
-    listen::{self, BACKLOG, Worker},
+    listen::{self, Acceptor, BACKLOG},
     live::{Addresses, sockets_of},
     mirror::MirrorThread,
     plane::Plane,
@@ -233,13 +234,13 @@ fn start_workers(
             let work = async move {
                 let tasks = TaskTracker::new();
                 let engine = Engine::new(Arc::clone(&plane), draining, access_log);
-                let worker =
-                    Worker { plane, engine, drain: drain.clone(), tasks: tasks.clone(), max_connections, access_log };
+                let worker = Worker { plane, tasks: tasks.clone(), access_log };
+                let acceptor = Acceptor { worker, engine, drain: drain.clone(), max_connections };
                 let mut accepting = JoinSet::new();
                 for (index, (socket, protocol)) in listeners.into_iter().enumerate() {
                     match TcpListener::from_std(socket) {
                         Ok(socket) => {
-                            accepting.spawn(listen::accept(socket, index, protocol, worker.clone()));
+                            accepting.spawn(listen::accept(socket, index, protocol, acceptor.clone()));
                         }
                         Err(error) => tracing::error!(%error, "Cannot watch a listening socket"),
                     }
@@ -329,32 +330,52 @@ async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control
             }
         });
     }
-    let mut seen = fingerprint(&path);
-    let mut named = files_named_by(&control.config()).map(|file| fingerprint(&file)).collect::<Vec<_>>();
+    let mut seen = look_at(path.clone(), control.config()).await;
     loop {
         let asked = tokio::select! {
             () = hangup.notified() => true,
             () = time::sleep(FILES_EVERY) => false,
         };
-        let now = fingerprint(&path);
-        if asked || now != seen {
-            seen = now;
+        let mut now = look_at(path.clone(), control.config()).await;
+        if asked || now.config != seen.config {
             reload(&path, &plane, &control).await;
+            // Which files are named may be another question now.
+            now.named = look_at(path.clone(), control.config()).await.named;
         }
-        let named_now = files_named_by(&control.config()).map(|file| fingerprint(&file)).collect::<Vec<_>>();
-        if asked || named_now != named {
-            match plane.reread_files() {
+        if asked || now.named != seen.named {
+            let plane = Arc::clone(&plane);
+            match blocking(move || plane.reread_files()).await {
                 Ok(()) => tracing::info!("Certificates reloaded"),
                 Err(fault) => tracing::error!(%fault, "Certificates are not reloaded, the old ones stay"),
             }
-            named = named_now;
         }
+        seen = now;
     }
+}
+
+/// What the configuration file and those it names looked like at a moment.
+struct Look {
+    config: Option<Fingerprint>,
+    named: Vec<Option<Fingerprint>>,
+}
+
+async fn look_at(path: PathBuf, config: Arc<Config>) -> Look {
+    blocking(move || Look {
+        config: fingerprint(&path),
+        named: files_named_by(&config).map(|file| fingerprint(&file)).collect(),
+    })
+    .await
+}
+
+/// Files may be on a disk that hangs, and the guard must go on meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("reading files does not panic, and nobody aborts it")
 }
 
 /// Makes a changed file live, or says why not and changes nothing.
 async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
-    let config = match Config::load(path) {
+    let file = path.to_owned();
+    let config = match blocking(move || Config::load(&file)).await {
         Ok(config) => config,
         Err(faults) => return refuse(control, &faults.to_string()),
     };
@@ -393,8 +414,11 @@ fn files_named_by(config: &Config) -> impl Iterator<Item = PathBuf> {
     files.into_iter()
 }
 
+/// When it was changed, its length and its inode.
+type Fingerprint = (SystemTime, u64, u64);
+
 /// Changes when a file does. Follows links, so that a swapped directory (as Kubernetes mounts secrets) shows.
-fn fingerprint(path: &Path) -> Option<(SystemTime, u64, u64)> {
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))

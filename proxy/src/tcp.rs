@@ -11,9 +11,9 @@ use tokio::{
 };
 
 use crate::{
+    connection::{Accepted, Worker},
     forward::{Patience, relay},
     key,
-    listen::{Accepted, Worker},
     live::Route,
     transport::Transport,
     upstream,

@@ -5,7 +5,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use admin_api::{ArmObservation, Observation, Outcome, SECONDS_KEPT, Second, Tally};
@@ -19,11 +22,15 @@ use crate::worker::PerWorker;
 pub(crate) struct Meter {
     shards: PerWorker<Mutex<Shard>>,
     history: Mutex<History>,
+    /// Grows when evidence is dropped. Written once in a blue moon, so reading it costs nothing.
+    epoch: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
     arms: [Tally; 2],
+    /// Endings of what began in an earlier epoch: for the totals alone.
+    forgotten: [Tally; 2],
     /// May be negative on one worker when another one ended what it had opened.
     open: [i64; 2],
     keyless: u64,
@@ -42,7 +49,7 @@ struct History {
 
 impl Meter {
     pub(crate) fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { shards: PerWorker::new(workers), history: Mutex::default() })
+        Arc::new(Self { shards: PerWorker::new(workers), history: Mutex::default(), epoch: AtomicU64::new(0) })
     }
 
     /// An arm was decided: from here on the returned exchange must end one way or another.
@@ -51,7 +58,12 @@ impl Meter {
         shard.arms[arm as usize].dispatched += 1;
         shard.open[arm as usize] += 1;
         drop(shard);
-        Exchange { meter: Arc::clone(self), arm, judged: false }
+        Exchange { meter: Arc::clone(self), arm, epoch: self.epoch.load(Ordering::Relaxed), judged: false }
+    }
+
+    /// What is under way is evidence no more, however it ends.
+    pub(crate) fn forget(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn keyless(&self) {
@@ -77,6 +89,10 @@ impl Meter {
                 history.spare.clear();
             }
             let mut shard = shard.lock();
+            for (total, forgotten) in history.total.iter_mut().zip(&mut shard.forgotten) {
+                total.add(forgotten);
+                forgotten.clear();
+            }
             history.keyless += mem::take(&mut shard.keyless);
             for (reason, count) in mem::take(&mut shard.rejected) {
                 *history.rejected.entry(reason).or_default() += count;
@@ -109,10 +125,6 @@ impl Meter {
             seconds: history.seconds.iter().cloned().collect(),
         }
     }
-
-    fn with_tally(&self, arm: Arm, change: impl FnOnce(&mut Tally)) {
-        change(&mut self.shards.local().lock().arms[arm as usize]);
-    }
 }
 
 /// A request or connection under way on an arm. Dropped without a judgement it says nothing about the arm: its client
@@ -121,6 +133,8 @@ impl Meter {
 pub(crate) struct Exchange {
     meter: Arc<Meter>,
     arm: Arm,
+    /// The meter's when it began.
+    epoch: u64,
     judged: bool,
 }
 
@@ -133,19 +147,27 @@ impl Exchange {
     /// the arm answered, if it did.
     pub(crate) fn judge(&mut self, outcome: Outcome, latency_us: Option<u64>) {
         if !mem::replace(&mut self.judged, true) {
-            self.meter.with_tally(self.arm, |tally| tally.record(outcome, latency_us));
+            self.with_tally(|tally| tally.record(outcome, latency_us));
         }
     }
 
     /// Green could not be reached and blue serves instead: green's failure, and from now on blue's exchange.
     pub(crate) fn fall_back(&mut self) {
-        self.meter.with_tally(self.arm, |tally| tally.fallbacks += 1);
+        self.with_tally(|tally| tally.fallbacks += 1);
         self.judge(Outcome::Unreachable, None);
         *self = self.meter.dispatch(Arm::Blue);
     }
 
+    fn with_tally(&self, change: impl FnOnce(&mut Tally)) {
+        let mut shard = self.meter.shards.local().lock();
+        let shard = &mut *shard;
+        let arms =
+            if self.epoch == self.meter.epoch.load(Ordering::Relaxed) { &mut shard.arms } else { &mut shard.forgotten };
+        change(&mut arms[self.arm as usize]);
+    }
+
     pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
-        self.meter.with_tally(self.arm, |tally| {
+        self.with_tally(|tally| {
             tally.bytes_in += bytes_in;
             tally.bytes_out += bytes_out;
         });
@@ -219,6 +241,23 @@ mod tests {
         assert_eq!((seen.green.total.failures(), seen.green.total.fallbacks), (1, 1));
         assert_eq!((seen.blue.total.dispatched, seen.blue.total.failures()), (1, 0));
         assert_eq!((seen.green.open, seen.blue.open), (0, 0));
+    }
+
+    #[test]
+    fn what_began_before_a_reset_is_no_evidence_after_it() {
+        let meter = Meter::new(1);
+        let mut old = meter.dispatch(Arm::Green);
+        meter.gather(0);
+        meter.forget();
+        old.judge(Outcome::Timeout, None);
+        meter.dispatch(Arm::Green).judge(Outcome::Ok, Some(1));
+        drop(old);
+        meter.gather(1);
+        let seen = meter.observe();
+        let second = &seen.seconds[1].green;
+        assert_eq!((second.failures(), second.count(Outcome::Ok)), (0, 1));
+        assert_eq!((seen.green.total.failures(), seen.green.total.dispatched), (1, 2));
+        assert_eq!(seen.green.open, 0);
     }
 
     #[test]

@@ -1229,3 +1229,15 @@ fn no_mutation_of_the_example_makes_it_panic() {
     }
     assert!(good > 20 && bad > 20, "{good} accepted, {bad} refused: the mutations test one side only");
 }
+
+#[test]
+fn a_file_made_to_take_long_is_refused_quickly() {
+    let base = Path::new("");
+    let many = "[[route]]\nname = \"a\"\n".repeat(18_000);
+    let keys = format!("[[route]]\nkey = [{}]", "\"client-ip\",".repeat(80_000));
+    for (text, expected) in [("=\n".repeat(500_000), "syntax"), (many, "has 18000 entries"), (keys, "has 80000 entries")] {
+        let faults = Config::parse(&text, base).unwrap_err();
+        assert!(faults.0.len() <= 110, "{} faults", faults.0.len());
+        assert!(faults.to_string().contains(expected), "{expected}");
+    }
+}

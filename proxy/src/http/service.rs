@@ -237,7 +237,7 @@ impl ProxyHttp for Service {
         if let (Some(mirror), Some(arm), false) = (&route.mirror, ctx.exchange.as_ref().map(Exchange::arm), ctx.copied)
         {
             ctx.copied = true;
-            ctx.tap = mirror.offer(route, arm, ctx.key.as_deref(), request, session.is_body_empty());
+            ctx.tap = mirror.offer(route.upstream(arm.other()), ctx.key.as_deref(), request, session.is_body_empty());
         }
         Ok(())
     }

@@ -75,6 +75,18 @@ impl Crossfade {
         Self::start_in(dir, admin).await
     }
 
+    /// The same with room for `descriptors` open files and no more.
+    pub(crate) async fn start_with_descriptors(descriptors: usize, routes: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let admin = free_address();
+        fs::write(dir.path().join("crossfade.toml"), configuration(admin, "", routes)).unwrap();
+        // It becomes the program once the limit is set.
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={descriptors}:{descriptors}")).arg(program().get_program());
+        limited.env_remove("CROSSFADE_ADMIN").env_remove("RUST_LOG");
+        Self::try_start(limited, dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
     /// Starts it on a folder that holds a `crossfade.toml` whose admin API is at `admin`.
     pub(crate) async fn start_in(dir: TempDir, admin: SocketAddr) -> Self {
         Self::try_start_in(dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))
@@ -82,7 +94,11 @@ impl Crossfade {
 
     /// The same for a start that may be refused.
     pub(crate) async fn try_start_in(dir: TempDir, admin: SocketAddr) -> Result<Self, Refused> {
-        let (child, log, reading) = spawn(&dir);
+        Self::try_start(program(), dir, admin).await
+    }
+
+    async fn try_start(program: Command, dir: TempDir, admin: SocketAddr) -> Result<Self, Refused> {
+        let (child, log, reading) = spawn(program, &dir);
         let mut crossfade = Self { child, log, admin: Admin::new(admin), dir };
         match crossfade.ready().await {
             Ok(()) => Ok(crossfade),
@@ -97,7 +113,7 @@ impl Crossfade {
     /// Ends it as `kill -9` does and starts it again on the same configuration and state.
     pub(crate) async fn kill_and_restart(&mut self) {
         self.kill();
-        (self.child, self.log, _) = spawn(&self.dir);
+        (self.child, self.log, _) = spawn(program(), &self.dir);
         if let Err(status) = self.ready().await {
             panic!("crossfade ended with {status}");
         }
@@ -196,8 +212,8 @@ pub(crate) fn program() -> Command {
     command
 }
 
-fn spawn(dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
-    let mut child = program()
+fn spawn(mut program: Command, dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
+    let mut child = program
         .args(["run", "--config"])
         .arg(dir.path().join("crossfade.toml"))
         .stdin(Stdio::null())

@@ -16,6 +16,7 @@ mod mirror;
 mod mosquitto;
 mod mqtt;
 mod packets;
+mod peers;
 mod reload;
 mod routes;
 mod site;

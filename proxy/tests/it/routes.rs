@@ -15,6 +15,7 @@ pub(crate) struct Route {
     labels: [&'static str; 2],
     more_green: Vec<SocketAddr>,
     settings: Vec<String>,
+    green_settings: Vec<String>,
     tables: Vec<String>,
 }
 
@@ -41,8 +42,9 @@ impl Route {
         blue: SocketAddr,
         green: SocketAddr,
     ) -> Self {
-        let (more_green, settings, tables) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name, listen: free_address(), blue, green, protocol, labels, more_green, settings, tables }
+        let listen = free_address();
+        let (more_green, settings, green_settings, tables) = Default::default();
+        Self { name, listen, blue, green, protocol, labels, more_green, settings, green_settings, tables }
     }
 
     pub(crate) fn named(self, name: &'static str) -> Self {
@@ -72,6 +74,12 @@ impl Route {
         self
     }
 
+    /// A setting of green: `http_version = "2"`.
+    pub(crate) fn with_green(mut self, setting: impl Into<String>) -> Self {
+        self.green_settings.push(setting.into());
+        self
+    }
+
     /// A table below the route, from its header on.
     pub(crate) fn table(mut self, text: impl Into<String>) -> Self {
         self.tables.push(text.into());
@@ -96,12 +104,13 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, listen, blue, green, protocol, labels, more_green, settings, tables } = self;
+        let Self { name, listen, blue, green, protocol, labels, more_green, settings, green_settings, tables } = self;
         writeln!(f, "[[route]]\nname = {name:?}\nprotocol = {protocol:?}\nlisten = \"{listen}\"")?;
         settings.iter().try_for_each(|setting| writeln!(f, "{setting}"))?;
         writeln!(f, "[route.blue]\nlabel = {:?}\nendpoints = [\"{blue}\"]", labels[0])?;
         let green: Vec<_> = [green].into_iter().chain(more_green).map(SocketAddr::to_string).collect();
         writeln!(f, "[route.green]\nlabel = {:?}\nendpoints = {green:?}", labels[1])?;
+        green_settings.iter().try_for_each(|setting| writeln!(f, "{setting}"))?;
         tables.iter().try_for_each(|table| writeln!(f, "{table}"))
     }
 }

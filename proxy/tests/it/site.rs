@@ -91,12 +91,13 @@ pub(crate) fn count(status: &Value, arm: &str, what: &str) -> u64 {
     status::arm(status, arm)[what].as_u64().unwrap_or_else(|| panic!("no {what} of {arm} in {status}"))
 }
 
-/// `crossfade_rejected_total` of a reason.
+/// How much was refused for a reason, before or after its route was known.
 pub(crate) async fn rejected(admin: &Admin, reason: &str) -> u64 {
     let metrics = admin.text("/metrics").await;
     let label = format!("reason=\"{reason}\"");
-    let line = metrics.lines().find(|line| line.starts_with("crossfade_rejected_total{") && line.contains(&label));
-    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    let families = ["crossfade_rejected_total{", "crossfade_unrouted_total{"];
+    let counted = |line: &&str| families.iter().any(|family| line.starts_with(family)) && line.contains(&label);
+    metrics.lines().filter(counted).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 /// An origin that a test writes itself: gets every connection and its number, from 0.
