@@ -7,6 +7,7 @@ mod access;
 mod body;
 mod events;
 mod metrics;
+mod openapi;
 mod problem;
 mod serve;
 mod status;
@@ -100,15 +101,21 @@ impl Api {
     async fn route(&self, mut request: Request, arrival: &Arrival) -> Result<Response, Box<Problem>> {
         let access = &self.shared.access;
         access.check_host(&request, arrival)?;
-        let caller = if OPEN_PATHS.contains(&request.uri().path()) {
+        let path = request.uri().path();
+        let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let caller = if OPEN_PATHS.contains(&path) {
+            if changes {
+                // Before the audit trail: nobody without a token writes there.
+                return Err(wrong_method(request.method(), path).header(header::ALLOW, "GET,HEAD"));
+            }
             Caller::nobody(arrival)
         } else {
             access.identify(request.headers(), arrival).await?
         };
-        if !matches!(*request.method(), Method::GET | Method::HEAD) && caller.role != Role::Operate {
+        if changes && caller.role != Role::Operate {
             let problem = Problem::new(StatusCode::FORBIDDEN, "role", "this token may read, but not change anything")
                 .cure("use a token with the role operate");
-            self.shared.control.refused(request.uri().path(), None, None, &caller.actor, &problem.detail);
+            self.shared.control.refused(action(path), None, None, &caller.actor, &problem.detail);
             return Err(problem);
         }
         request.extensions_mut().insert(caller);
@@ -123,9 +130,19 @@ impl Api {
 /// Asked by machines that have no token, and telling nothing.
 const OPEN_PATHS: [&str; 2] = ["/health", "/ready"];
 
+/// The word of the audit trail for what a request would have done.
+fn action(path: &str) -> &'static str {
+    match path {
+        "/traffic-split" => "split",
+        "/rollback" => "rollback",
+        "/reset" => "reset",
+        _ => "unknown",
+    }
+}
+
 /// Every call with its documentation; the router and the OpenAPI document come from the same place.
 fn documented() -> OpenApiRouter<Arc<Shared>> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let mut documented = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(traffic_split::read, traffic_split::change))
         .routes(routes!(traffic_split::rollback))
         .routes(routes!(traffic_split::reset))
@@ -136,7 +153,9 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(status::incident))
         .routes(routes!(status::audit))
         .routes(routes!(events::events))
-        .routes(routes!(metrics::metrics))
+        .routes(routes!(metrics::metrics));
+    openapi::complete(documented.get_openapi_mut());
+    documented
 }
 
 #[derive(OpenApi)]
@@ -144,7 +163,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
     info(
         title = "Crossfade admin API",
         description = "Steers how live traffic is split between blue and green. Every path is also served below /api. \
-                       Errors are application/problem+json."
+                       Errors are application/problem+json. Tokens are needed where admin.tokens is set."
     ),
     components(schemas(crate::Event, crate::Incident, Problem))
 )]
@@ -171,7 +190,11 @@ async fn not_found(uri: Uri) -> Box<Problem> {
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Box<Problem> {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{} does not take {method}", uri.path()))
+    wrong_method(&method, uri.path())
+}
+
+fn wrong_method(method: &Method, path: &str) -> Box<Problem> {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", format!("{path} does not take {method}"))
         .cure("use a method that the header Allow lists")
 }
 

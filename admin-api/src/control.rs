@@ -13,13 +13,17 @@ use std::{
 use config::{Config, Route, Split};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast};
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast},
+    time::Instant,
+};
 use tracing::{error, info, warn};
 
 use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
     RouteState, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
+    store::{DONE, REFUSED},
 };
 
 /// Who asks for a change, and from where.
@@ -39,21 +43,60 @@ impl Actor {
 
 /// Why a change was refused.
 #[derive(Debug, thiserror::Error)]
+#[error("{}; {}", self.problem(), self.cure())]
 pub enum Refusal {
-    #[error("route: there is no {route:?}; choose one of {}", known.join(", "))]
-    UnknownRoute { route: String, known: Vec<String> },
-    #[error("route {route}: its revision is {current}, not {given}; read its state again before changing it")]
-    Stale { route: String, current: u64, given: u64 },
-    #[error("route {route}: is latched ({reason}); reset it before raising green")]
-    Latched { route: String, reason: String },
-    #[error("route {route}: green was lowered while this change was being recorded; read its state again")]
-    Overtaken { route: String },
-    #[error("nothing has changed, because it could not be recorded; see the state file's disk and try again")]
+    UnknownRoute {
+        route: String,
+        known: Vec<String>,
+    },
+    Stale {
+        route: String,
+        current: u64,
+        given: u64,
+    },
+    Latched {
+        route: String,
+        reason: String,
+    },
+    /// The route changed between the decision and the moment it was to go live.
+    Overtaken {
+        route: String,
+    },
     NotRecorded(#[source] StoreError),
-    #[error("the change is live but not recorded, and would be lost by a restart; it is tried again every second")]
     LiveNotRecorded(#[source] StoreError),
-    #[error("the change was abandoned; read the route's state before trying again")]
     Abandoned,
+}
+
+impl Refusal {
+    /// The place and what is wrong there. What the store says of its file is for the logs.
+    pub fn problem(&self) -> String {
+        match self {
+            Self::UnknownRoute { route, .. } => format!("route: there is no {route:?}"),
+            Self::Stale { route, current, given } => format!("route {route}: its revision is {current}, not {given}"),
+            Self::Latched { route, reason } => format!("route {route}: is latched ({reason})"),
+            Self::Overtaken { route } => format!("route {route}: it was changed while this change was being recorded"),
+            Self::NotRecorded(_) => "nothing has changed, because it could not be recorded".to_owned(),
+            Self::LiveNotRecorded(_) => {
+                "the change is live but not recorded, and would be lost by a restart".to_owned()
+            }
+            Self::Abandoned => "the change was abandoned".to_owned(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn cure(&self) -> String {
+        match self {
+            Self::UnknownRoute { known, .. } => format!("choose one of {}", known.join(", ")),
+            Self::Stale { .. } => "read its state again before changing it".to_owned(),
+            Self::Latched { .. } => "reset it before raising green".to_owned(),
+            Self::Overtaken { .. } => "read its state again".to_owned(),
+            Self::NotRecorded(_) => "see the log and the state file's disk, and try again".to_owned(),
+            Self::LiveNotRecorded(_) => {
+                "see the log and the state file's disk; it is tried again every second".to_owned()
+            }
+            Self::Abandoned => "read the route's state before trying again".to_owned(),
+        }
+    }
 }
 
 /// Why the control plane could not start, or a configuration could not be taken over.
@@ -108,23 +151,16 @@ struct Now {
     dormant: BTreeMap<String, Recorded>,
     /// Live states the disk does not have.
     unrecorded: BTreeSet<String>,
-    /// Audit rows and incidents the disk does not have, numbered. When full, the oldest are dropped and counted.
-    rows: VecDeque<(u64, Row)>,
-    rows_seen: u64,
-    rows_dropped: u64,
+    rows: Rows,
+    refusals: Refusals,
     /// Why the last write failed.
     failing: Option<String>,
     announcer: Announcer,
 }
 
-const ROWS_WAITING: usize = 1_000;
+/// Longest texts in an audit row that come from a caller, in characters.
 const REASON_LENGTH: usize = 1_000;
-
-#[derive(Clone)]
-enum Row {
-    Audit(Box<AuditRow>),
-    Incident(IncidentRow),
-}
+const ROUTE_LENGTH: usize = 100;
 
 struct Entry {
     live: Recorded,
@@ -143,6 +179,13 @@ impl Entry {
         let revision = self.next_revision;
         self.next_revision += 1;
         revision
+    }
+
+    /// Only seconds above `after` are evidence from now on.
+    fn drop_evidence(&mut self, after: u64) {
+        self.after = Some(after);
+        self.epoch += 1;
+        self.judgement = None;
     }
 }
 
@@ -167,9 +210,8 @@ impl Control {
                 routes: BTreeMap::new(),
                 dormant,
                 unrecorded: BTreeSet::new(),
-                rows: VecDeque::new(),
-                rows_seen: 0,
-                rows_dropped: 0,
+                rows: Rows::default(),
+                refusals: Refusals::default(),
                 failing: None,
                 announcer: Announcer::new(),
             }),
@@ -204,19 +246,26 @@ impl Control {
             Change { action: "rollback", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
         let control = self.clone();
         detached(async move {
-            control.roll_back(&change).map_err(|refusal| control.audit_refusal(&change, None, refusal))?;
-            control.settle(&change.route).await
+            let rolled_back =
+                control.roll_back(&change).map_err(|refusal| control.audit_refusal(&change, None, refusal))?;
+            control.settle(rolled_back).await
         })
         .await
     }
 
-    /// Clears a route's latch, if it has one, and the guard's evidence. Errors: as of [`Self::set_split`].
-    pub async fn reset(self: &Arc<Self>, route: &str, reason: &str, actor: &Actor) -> Result<RouteView, Refusal> {
+    /// Clears a route's latch, if it has one, and the guard's evidence. Arguments and errors: as of [`Self::set_split`].
+    pub async fn reset(
+        self: &Arc<Self>,
+        route: &str,
+        reason: &str,
+        actor: &Actor,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
         let change =
             Change { action: "reset", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
         let control = self.clone();
         detached(async move {
-            control.clear(&change).await.map_err(|refusal| control.audit_refusal(&change, None, refusal))
+            control.clear(&change, if_match).await.map_err(|refusal| control.audit_refusal(&change, None, refusal))
         })
         .await
     }
@@ -242,8 +291,7 @@ impl Control {
         self.go_live(now, &change, tripped, at);
         match serde_json::to_string(&incident) {
             Ok(json) => {
-                let row = IncidentRow { id: incident.id.clone(), route: route.to_owned(), json };
-                now.queue(Row::Incident(row));
+                now.rows.incident(IncidentRow { id: incident.id.clone(), route: route.to_owned(), json });
             }
             Err(error) => error!(%error, route, "Incident could not be written as JSON"),
         }
@@ -347,23 +395,35 @@ impl Control {
     }
 
     /// Audits an attempt that was refused before it got here. `reason`: what the caller was told.
-    pub fn refused(&self, action: &str, route: Option<&str>, after: Option<Split>, actor: &Actor, reason: &str) {
+    ///
+    /// Of more than [`REFUSALS_A_MINUTE`] the rest is only counted: a caller in a loop must not fill the disk.
+    pub fn refused(
+        &self,
+        action: &'static str,
+        route: Option<&str>,
+        after: Option<Split>,
+        actor: &Actor,
+        reason: &str,
+    ) {
         let mut now = self.now.lock();
+        if !now.refusals.admit(Instant::now()) {
+            return;
+        }
         let live = route.and_then(|route| now.routes.get(route)).map(|entry| &entry.live);
         let row = AuditRow {
             at: rfc3339(OffsetDateTime::now_utc()),
             actor: actor.name.clone(),
             from: actor.from.clone(),
             action: action.to_owned(),
-            route: route.map(str::to_owned),
+            // The name of one that there is fits its configuration; any other is what a caller sent.
+            route: route.map(|route| if live.is_some() { route.to_owned() } else { cut(route, ROUTE_LENGTH) }),
             before: live.map(|live| live.split),
             after,
             revision: live.map(|live| live.revision),
-            outcome: "refused".to_owned(),
-            // Says what a caller sent, which may be long.
-            reason: reason.chars().take(REASON_LENGTH).collect(),
+            outcome: REFUSED.to_owned(),
+            reason: cut(reason, REASON_LENGTH),
         };
-        now.queue(Row::Audit(Box::new(row)));
+        now.rows.audit(row);
         drop(now);
         self.wake_recorder.notify_one();
     }
@@ -403,32 +463,35 @@ impl Control {
 
     /// Audit rows and incidents that were lost because the disk failed for long.
     pub fn rows_dropped(&self) -> u64 {
-        self.now.lock().rows_dropped
+        self.now.lock().rows.dropped
+    }
+
+    /// Refused attempts that were only counted, because there were too many in their minute.
+    pub fn refusals_skipped(&self) -> u64 {
+        self.now.lock().refusals.skipped
     }
 
     fn waiting_incidents(&self, wanted: impl Fn(&IncidentRow) -> bool) -> Vec<String> {
         let now = self.now.lock();
-        let rows = now.rows.iter().rev();
-        rows.filter_map(|(_, row)| match row {
-            Row::Incident(row) if wanted(row) => Some(row.json.clone()),
-            _ => None,
-        })
-        .collect()
+        let rows = now.rows.incidents.iter().rev();
+        rows.filter(|(_, row)| wanted(row)).map(|(_, row)| row.json.clone()).collect()
     }
 
     async fn change_split(&self, change: &Change, split: Split, if_match: Option<u64>) -> Result<RouteView, Refusal> {
         let audited = |refusal| self.audit_refusal(change, Some(split), refusal);
         // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
         let step = self.decide(change, split, if_match, None).map_err(audited)?;
-        let Step::Raise(_) = step else { return self.settle(&change.route).await };
-
+        if let Step::Done(view) = step {
+            return self.settle(view).await;
+        }
         let turn = self.turn.lock().await;
-        let step = self.decide(change, split, if_match, Some(&turn)).map_err(audited)?;
-        let Step::Raise(raised) = step else {
-            drop(turn);
-            return self.settle(&change.route).await;
-        };
-        self.loosen(&turn, change, raised).await.map_err(audited)
+        match self.decide(change, split, if_match, Some(&turn)).map_err(audited)? {
+            Step::Done(view) => {
+                drop(turn);
+                self.settle(view).await
+            }
+            Step::Raise { before, raised } => self.loosen(&turn, change, &before, raised).await.map_err(audited),
+        }
     }
 
     /// What a new split means for what is live now. Lowering is done at once.
@@ -441,33 +504,28 @@ impl Control {
     ) -> Result<Step, Refusal> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
-        let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
-        let route = || change.route.clone();
-        if let Some(given) = if_match.filter(|given| *given != entry.live.revision) {
-            return Err(Refusal::Stale { route: route(), current: entry.live.revision, given });
-        }
-        if split == entry.live.split {
-            return Ok(Step::Done);
+        let entry = now.matching(&change.route, if_match)?;
+        if split > entry.live.split {
+            if let Some(latch) = &entry.live.latch {
+                return Err(Refusal::Latched { route: change.route.clone(), reason: latch.reason.clone() });
+            }
+            // Without the turn this is only a look ahead.
+            let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
+            return Ok(Step::Raise { before: entry.live.clone(), raised: Recorded { split, revision, latch: None } });
         }
         if split < entry.live.split {
             let lowered = Recorded { split, revision: entry.reserve_revision(), latch: entry.live.latch.clone() };
             self.go_live(now, change, lowered, OffsetDateTime::now_utc());
-            return Ok(Step::Done);
         }
-        if let Some(latch) = &entry.live.latch {
-            return Err(Refusal::Latched { route: route(), reason: latch.reason.clone() });
-        }
-        // Without the turn this is only a look ahead.
-        let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
-        Ok(Step::Raise(Recorded { split, revision, latch: None }))
+        now.view(&change.route).map(Step::Done).ok_or_else(|| now.unknown(&change.route))
     }
 
-    fn roll_back(&self, change: &Change) -> Result<(), Refusal> {
+    fn roll_back(&self, change: &Change) -> Result<RouteView, Refusal> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
-        let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
+        let entry = now.matching(&change.route, None)?;
         if entry.live.split == Split::NONE && entry.live.latch.is_some() {
-            return Ok(());
+            return now.view(&change.route).ok_or_else(|| now.unknown(&change.route));
         }
         let at = OffsetDateTime::now_utc();
         // The first reason is why green is off; a later one does not change that.
@@ -478,60 +536,91 @@ impl Control {
         });
         let rolled_back = Recorded { split: Split::NONE, revision: entry.reserve_revision(), latch: Some(latch) };
         self.go_live(now, change, rolled_back, at);
-        Ok(())
+        now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
 
-    async fn clear(&self, change: &Change) -> Result<RouteView, Refusal> {
+    async fn clear(&self, change: &Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
         let turn = self.turn.lock().await;
-        let cleared = {
-            let mut guard = self.now.lock();
-            let now = &mut *guard;
-            let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
-            entry.live.latch.is_some().then(|| Recorded {
-                split: entry.live.split,
+        let (before, cleared) = {
+            let mut now = self.now.lock();
+            let entry = now.matching(&change.route, if_match)?;
+            let before = entry.live.clone();
+            let cleared = before.latch.is_some().then(|| Recorded {
+                split: before.split,
                 revision: entry.reserve_revision(),
                 latch: None,
-            })
+            });
+            (before, cleared)
         };
         if let Some(cleared) = cleared {
-            return self.loosen(&turn, change, cleared).await;
+            return self.loosen(&turn, change, &before, cleared).await;
         }
-        self.drop_evidence(&change.route);
-        {
+        let after = self.forget(&change.route);
+        let view = {
             let mut guard = self.now.lock();
             let now = &mut *guard;
+            let entry = now.matching(&change.route, None)?;
+            if entry.live != before {
+                return Err(Refusal::Overtaken { route: change.route.clone() });
+            }
+            entry.drop_evidence(after);
             let at = OffsetDateTime::now_utc();
-            let Some(entry) = now.routes.get(&change.route) else { return Err(now.unknown(&change.route)) };
-            let (row, what) = (change.row(&entry.live, &entry.live, at), change.happened(&entry.live, &entry.live));
-            now.queue(Row::Audit(Box::new(row)));
-            now.announcer.announce(at, what);
-        }
+            now.rows.audit(change.row(&before, &before, at));
+            now.announcer.announce(at, change.happened(&before, &before));
+            now.view(&change.route).ok_or_else(|| now.unknown(&change.route))?
+        };
         drop(turn);
-        self.settle(&change.route).await
+        self.settle(view).await
     }
 
-    /// Disk first, then live.
-    async fn loosen(&self, turn: &Turn<'_, ()>, change: &Change, loosened: Recorded) -> Result<RouteView, Refusal> {
-        let at = OffsetDateTime::now_utc();
-        let before = self.state(&change.route)?.recorded;
-        let row = change.row(&before, &loosened, at);
-        self.write(turn, Some((&change.route, &loosened, row))).await.map_err(Refusal::NotRecorded)?;
-        if loosened.latch.is_none() && before.latch.is_some() {
-            self.drop_evidence(&change.route);
+    /// Disk first, then live, then the audit trail, which says what came of it.
+    ///
+    /// `before`: the state that the decision rests on. What has changed since, wins.
+    async fn loosen(
+        &self,
+        turn: &Turn<'_, ()>,
+        change: &Change,
+        before: &Recorded,
+        loosened: Recorded,
+    ) -> Result<RouteView, Refusal> {
+        let unchanged = self.now.lock().live(&change.route) == Some(before);
+        if unchanged {
+            self.write(turn, Some((&change.route, &loosened))).await.map_err(Refusal::NotRecorded)?;
         }
+        let clears = loosened.latch.is_none() && before.latch.is_some();
+        let after = clears.then(|| self.forget(&change.route));
+        let view = self.loosened(change, before, loosened, after);
+        // Overtaken: the disk has a split that was refused. Else: it is live and on disk, and what is left is its row,
+        // which is tried again when this fails.
+        let _ = self.write(turn, None).await;
+        view
+    }
 
+    /// The end of [`Self::loosen`]: live, if nothing has come between. `after`: what ends the evidence, if it is cleared.
+    fn loosened(
+        &self,
+        change: &Change,
+        before: &Recorded,
+        loosened: Recorded,
+        after: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
+        let at = OffsetDateTime::now_utc();
         let mut guard = self.now.lock();
         let now = &mut *guard;
-        let Some(entry) = now.routes.get_mut(&change.route) else { return Err(now.unknown(&change.route)) };
-        if entry.live != before {
-            // What was lowered meanwhile is live and waits for our turn to end, to be written over this.
+        let entry = now.matching(&change.route, None)?;
+        if entry.live != *before {
+            now.unrecorded.insert(change.route.clone());
             return Err(Refusal::Overtaken { route: change.route.clone() });
         }
+        if let Some(after) = after {
+            entry.drop_evidence(after);
+        }
         self.plane.apply(&change.route, loosened.state());
-        now.announcer.announce(at, change.happened(&before, &loosened));
-        change.log(&before, &loosened);
-        entry.live = loosened;
+        entry.live = loosened.clone();
         now.unrecorded.remove(&change.route);
+        now.rows.audit(change.row(before, &loosened, at));
+        now.announcer.announce(at, change.happened(before, &loosened));
+        change.log(before, &loosened);
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
 
@@ -541,38 +630,36 @@ impl Control {
         self.plane.apply(&change.route, tightened.state());
         let before = std::mem::replace(&mut entry.live, tightened.clone());
         now.unrecorded.insert(change.route.clone());
-        now.queue(Row::Audit(Box::new(change.row(&before, &tightened, at))));
+        now.rows.audit(change.row(&before, &tightened, at));
         if change.action != "trip" {
             now.announcer.announce(at, change.happened(&before, &tightened));
             change.log(&before, &tightened);
         }
     }
 
-    /// Waits until what is live of a route is on disk.
-    async fn settle(&self, route: &str) -> Result<RouteView, Refusal> {
+    /// Waits until a state that is live, or one that has followed it, is on disk. The answer is that state.
+    async fn settle(&self, view: RouteView) -> Result<RouteView, Refusal> {
         let pending = {
             let now = self.now.lock();
-            now.unrecorded.contains(route) || !now.rows.is_empty()
+            now.unrecorded.contains(&view.route) || !now.rows.is_empty()
         };
         if pending {
             let turn = self.turn.lock().await;
             let written = self.write(&turn, None).await;
-            if self.now.lock().unrecorded.contains(route) {
+            if self.now.lock().unrecorded.contains(&view.route) {
                 written.map_err(Refusal::LiveNotRecorded)?;
             }
         }
-        self.state(route)
+        Ok(RouteView { persisted: true, ..view })
     }
 
-    /// Evidence up to now says nothing any more, the second under way included.
-    fn drop_evidence(&self, route: &str) {
+    /// Evidence up to now says nothing any more: what is under way, and what ended up to the second that is returned,
+    /// the one that is not over yet.
+    fn forget(&self, route: &str) -> u64 {
+        // In this order: what began after the call and ends before the look counts too little rather than too much.
+        self.plane.forget(route);
         let last = self.plane.observe(route).and_then(|seen| seen.seconds.last().map(|second| second.at));
-        let mut now = self.now.lock();
-        if let Some(entry) = now.routes.get_mut(route) {
-            entry.after = Some(last.map_or(0, |last| last + 1));
-            entry.epoch += 1;
-            entry.judgement = None;
-        }
+        last.map_or(0, |last| last + 1)
     }
 
     /// Makes a configuration live with the states its routes have, had, or start with.
@@ -604,8 +691,7 @@ impl Control {
                     actor: Actor::internal("configuration"),
                     reason: String::new(),
                 };
-                let row = AuditRow { before: None, ..initial.row(&recorded, &recorded, at) };
-                now.queue(Row::Audit(Box::new(row)));
+                now.rows.audit(AuditRow { before: None, ..initial.row(&recorded, &recorded, at) });
                 now.unrecorded.insert(route.clone());
             }
             let entry = entries.remove(&route).unwrap_or_else(|| Entry::new(recorded));
@@ -617,15 +703,10 @@ impl Control {
     }
 
     /// Writes what the disk does not have, and a loosened state that is not live yet.
-    async fn write(
-        &self,
-        _turn: &Turn<'_, ()>,
-        loosened: Option<(&str, &Recorded, AuditRow)>,
-    ) -> Result<(), StoreError> {
+    async fn write(&self, _turn: &Turn<'_, ()>, loosened: Option<(&str, &Recorded)>) -> Result<(), StoreError> {
         let (mut batch, last_row) = self.now.lock().batch();
-        if let Some((route, recorded, row)) = loosened {
+        if let Some((route, recorded)) = loosened {
             batch.states.insert(route.to_owned(), recorded.clone());
-            batch.audit.push(row);
         }
         if batch.is_empty() {
             return Ok(());
@@ -644,7 +725,7 @@ impl Control {
                         now.unrecorded.remove(route);
                     }
                 }
-                now.rows.retain(|(number, _)| *number > last_row);
+                now.rows.written(last_row);
                 if now.failing.take().is_some() {
                     info!("State file can be written again");
                     let what = Happened::Recording { works: true, reason: String::new() };
@@ -659,6 +740,8 @@ impl Control {
                     now.announcer.announce(OffsetDateTime::now_utc(), what);
                 }
                 now.failing = Some(reason);
+                // A write that failed may have reached the disk all the same, so what is live is written again.
+                now.unrecorded.extend(loosened.map(|(route, _)| route.to_owned()));
                 self.wake_recorder.notify_one();
             }
         }
@@ -697,33 +780,111 @@ impl Now {
         Refusal::UnknownRoute { route: route.to_owned(), known }
     }
 
-    fn queue(&mut self, row: Row) {
-        if self.rows.len() == ROWS_WAITING {
-            self.rows.pop_front();
-            self.rows_dropped += 1;
+    /// The route that a change is for. Errors: there is none, or it has another revision than `if_match`.
+    fn matching(&mut self, route: &str, if_match: Option<u64>) -> Result<&mut Entry, Refusal> {
+        let Some(entry) = self.routes.get_mut(route) else {
+            let known = self.config.routes.iter().map(|route| route.name.clone()).collect();
+            return Err(Refusal::UnknownRoute { route: route.to_owned(), known });
+        };
+        match if_match.filter(|given| *given != entry.live.revision) {
+            Some(given) => Err(Refusal::Stale { route: route.to_owned(), current: entry.live.revision, given }),
+            None => Ok(entry),
         }
-        self.rows_seen += 1;
-        self.rows.push_back((self.rows_seen, row));
     }
 
     /// All that the disk does not have, and the number of the last row in it.
     fn batch(&self) -> (Batch, u64) {
         let state = |route: &String| Some((route.clone(), self.live(route)?.clone()));
-        let mut batch = Batch { states: self.unrecorded.iter().filter_map(state).collect(), ..Batch::default() };
-        for (_, row) in &self.rows {
-            match row.clone() {
-                Row::Audit(row) => batch.audit.push(*row),
-                Row::Incident(row) => batch.incidents.push(row),
+        let batch = Batch {
+            states: self.unrecorded.iter().filter_map(state).collect(),
+            audit: self.rows.audit.iter().map(|(_, row)| row.clone()).collect(),
+            incidents: self.rows.incidents.iter().map(|(_, row)| row.clone()).collect(),
+        };
+        (batch, self.rows.seen)
+    }
+}
+
+/// Audit rows and incidents the disk does not have, numbered. When either is full, one of its own is dropped and
+/// counted: the oldest refused attempt before any change, and else the oldest.
+#[derive(Default)]
+struct Rows {
+    audit: VecDeque<(u64, AuditRow)>,
+    incidents: VecDeque<(u64, IncidentRow)>,
+    seen: u64,
+    dropped: u64,
+}
+
+const ROWS_WAITING: usize = 1_000;
+
+impl Rows {
+    fn audit(&mut self, row: AuditRow) {
+        if self.audit.len() >= ROWS_WAITING {
+            self.dropped += 1;
+            match self.audit.iter().position(|(_, row)| row.outcome == REFUSED) {
+                Some(refused) => drop(self.audit.remove(refused)),
+                None if row.outcome == REFUSED => return,
+                None => drop(self.audit.pop_front()),
             }
         }
-        (batch, self.rows_seen)
+        self.seen += 1;
+        self.audit.push_back((self.seen, row));
     }
+
+    fn incident(&mut self, row: IncidentRow) {
+        if self.incidents.len() >= ROWS_WAITING {
+            self.incidents.pop_front();
+            self.dropped += 1;
+        }
+        self.seen += 1;
+        self.incidents.push_back((self.seen, row));
+    }
+
+    /// The disk has all rows up to this number.
+    fn written(&mut self, last: u64) {
+        self.audit.retain(|(number, _)| *number > last);
+        self.incidents.retain(|(number, _)| *number > last);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.audit.is_empty() && self.incidents.is_empty()
+    }
+}
+
+/// How many refused attempts get a row of the audit trail in a minute.
+const REFUSALS_A_MINUTE: u32 = 60;
+
+/// Counts refused attempts, minute by minute.
+#[derive(Default)]
+struct Refusals {
+    minute: Option<Instant>,
+    admitted: u32,
+    skipped: u64,
+}
+
+impl Refusals {
+    fn admit(&mut self, now: Instant) -> bool {
+        if self.minute.is_none_or(|minute| now >= minute + Duration::from_secs(60)) {
+            self.minute = Some(now);
+            self.admitted = 0;
+        }
+        if self.admitted == REFUSALS_A_MINUTE {
+            self.skipped += 1;
+            return false;
+        }
+        self.admitted += 1;
+        true
+    }
+}
+
+fn cut(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
 }
 
 enum Step {
     /// Live, or nothing to do; what is left is the disk.
-    Done,
-    Raise(Recorded),
+    Done(RouteView),
+    /// `before`: the state it was decided on.
+    Raise { before: Recorded, raised: Recorded },
 }
 
 struct Change {
@@ -744,7 +905,7 @@ impl Change {
             before: Some(before.split),
             after: Some(after.split),
             revision: Some(after.revision),
-            outcome: "done".to_owned(),
+            outcome: DONE.to_owned(),
             reason: self.reason.clone(),
         }
     }
@@ -825,4 +986,136 @@ pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{Observation, ProcessCounter};
+
+    #[derive(Default)]
+    struct Plane(Mutex<Vec<RouteState>>);
+
+    impl DataPlane for Plane {
+        fn apply(&self, _: &str, state: RouteState) {
+            self.0.lock().push(state);
+        }
+
+        fn forget(&self, _: &str) {}
+
+        fn install(&self, _: &Arc<Config>, _: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
+            Ok(())
+        }
+
+        fn observe(&self, _: &str) -> Option<Observation> {
+            None
+        }
+
+        fn ready(&self) -> bool {
+            true
+        }
+
+        fn process_counters(&self) -> Vec<ProcessCounter> {
+            Vec::new()
+        }
+    }
+
+    #[derive(Default)]
+    struct Store(Mutex<Vec<Batch>>);
+
+    impl StateStore for Store {
+        fn load(&self) -> Result<BTreeMap<String, Recorded>, StoreError> {
+            Ok(BTreeMap::new())
+        }
+
+        fn record(&self, batch: &Batch) -> Result<(), StoreError> {
+            self.0.lock().push(batch.clone());
+            Ok(())
+        }
+
+        fn incidents(&self, _: Option<&str>, _: usize) -> Result<Vec<String>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn incident(&self, _: &str) -> Result<Option<String>, StoreError> {
+            Ok(None)
+        }
+
+        fn audit(&self, _: Option<&str>, _: usize) -> Result<Vec<AuditRow>, StoreError> {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Threads do not meet often enough in the moment between the two for a test from outside.
+    #[tokio::test]
+    async fn what_comes_between_a_decision_and_its_write_wins() {
+        let text = r#"
+            [admin]
+            listen = "127.0.0.1:9900"
+            state = "unused.db"
+            [[route]]
+            name = "shop"
+            protocol = "tcp"
+            listen = "127.0.0.1:8080"
+            key = ["client-ip"]
+            green_percentage = 1
+            [route.blue]
+            label = "python"
+            endpoints = ["127.0.0.1:9001"]
+            [route.green]
+            label = "go"
+            endpoints = ["127.0.0.1:9002"]
+        "#;
+        let config = Arc::new(Config::parse(text, Path::new(".")).unwrap());
+        let (plane, store) = (Arc::new(Plane::default()), Arc::new(Store::default()));
+        let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
+        let change = |action| Change {
+            action,
+            route: "shop".to_owned(),
+            actor: Actor::internal("test"),
+            reason: "test".to_owned(),
+        };
+        let (raise, stop) = (change("split"), change("rollback"));
+        let half = Split::from_percent(50.0).unwrap();
+
+        let turn = control.turn.lock().await;
+        let Step::Raise { before, raised } = control.decide(&raise, half, None, Some(&turn)).unwrap() else {
+            panic!("half is more than a hundredth");
+        };
+        let stopped = control.roll_back(&stop).unwrap();
+        let refused = control.loosen(&turn, &raise, &before, raised).await;
+        assert!(matches!(refused, Err(Refusal::Overtaken { .. })), "{refused:?}");
+        drop(turn);
+
+        assert_eq!(*plane.0.lock(), [stopped.recorded.state()]);
+        assert_eq!(control.state("shop").unwrap().recorded, stopped.recorded);
+        let written = store.0.lock();
+        let disk: Vec<&Recorded> = written.iter().filter_map(|batch| batch.states.get("shop")).collect();
+        assert_eq!(disk.last(), Some(&&stopped.recorded), "on disk before the raise is answered");
+        assert!(disk.iter().all(|state| state.split != half), "what was refused does not reach the disk");
+        assert!(written.iter().flat_map(|batch| &batch.audit).all(|row| row.after != Some(half)), "nor the trail");
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_gives_way_by_worth() {
+        let audit = |outcome: &str, number: usize| AuditRow {
+            outcome: outcome.to_owned(),
+            reason: number.to_string(),
+            ..AuditRow::default()
+        };
+        let mut rows = Rows::default();
+        rows.incident(IncidentRow { id: "first".to_owned(), route: "shop".to_owned(), json: "{}".to_owned() });
+        (0..10).for_each(|n| rows.audit(audit(DONE, n)));
+        (0..5_000).for_each(|n| rows.audit(audit(REFUSED, n)));
+        let done = |rows: &Rows| rows.audit.iter().filter(|(_, row)| row.outcome == DONE).count();
+        assert_eq!((rows.audit.len(), done(&rows), rows.dropped), (ROWS_WAITING, 10, 4_010));
+        (0..2_000).for_each(|n| rows.audit(audit(DONE, n)));
+        rows.audit(audit(REFUSED, 0));
+        assert_eq!((rows.audit.len(), done(&rows)), (ROWS_WAITING, ROWS_WAITING));
+        assert_eq!(rows.audit[0].1.reason, "1000", "the oldest change goes first");
+        assert_eq!(rows.incidents.len(), 1, "an incident gives way to no audit row");
+        assert!(rows.audit.iter().is_sorted_by_key(|(number, _)| *number));
+    }
 }

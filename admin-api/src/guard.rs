@@ -4,12 +4,18 @@
 //! is Chernoff's (the relative entropy between what was seen and what is allowed), which holds for every sample size.
 //! It must hold whichever second of the window is left out, so that one stalled second never trips a route, while a
 //! green that fails altogether does so in its second or third.
+//!
+//! It is asked of three windows: the policy's is quick, the longer ones see what comes seldom or thinly. They share the
+//! chance of a false alarm between them.
+//!
+//! And it is asked twice: green must be above the limit, and above what blue shows at the same time. Moving everybody
+//! to a blue that is as sick helps nobody.
 
 mod bound;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use bound::{CERTAIN_NATS, TAIL_NATS};
+use bound::{BLUE_NATS, GREEN_NATS};
 use config::Guard;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -46,7 +52,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// A sentence.
     pub reason: String,
-    /// Seconds that were looked at: the policy's window, or less after a start or a reset.
+    /// Seconds that `blue` and `green` are about: the policy's window, or less after a start or a reset. A rule may have
+    /// looked further back.
     pub window_seconds: u64,
     pub rules: Vec<Evidence>,
     pub blue: ArmEvidence,
@@ -61,6 +68,8 @@ pub struct Evidence {
     pub verdict: Verdict,
     /// A sentence.
     pub reason: String,
+    /// Seconds that this rule's verdict and numbers are about: of the windows that were judged, the one that tells.
+    pub window_seconds: u64,
     /// From the configuration, in the rule's own unit: a share, or a ratio.
     pub limit: f64,
     /// What `limit` is compared with by eye; null when there is nothing to divide by.
@@ -68,16 +77,19 @@ pub struct Evidence {
     /// Bad events of green, and the events they are part of.
     pub bad: u64,
     pub of: u64,
-    /// The share of bad events that the limit allows.
+    /// The share of bad events that is allowed: by the limit, or, if that is more, what blue's may be.
     pub allowed_share: f64,
     /// What the true share of bad events is at least, all but certainly, whichever second is left out. A breach is when
-    /// it is above `allowed_share`. Null below the minimum.
+    /// it is above `allowed_share`. Null below the minimum; 0 may stand for any share within the limit.
     pub share_at_least: Option<f64>,
     /// Events each side must have before the rule judges; 0: that side is not asked.
     pub minimum_blue: u64,
     pub minimum_green: u64,
     pub blue: u64,
     pub green: u64,
+    /// What blue's share of bad events may be at most, all but certainly, had its traffic come when green's did. The
+    /// fewer outcomes blue has, the higher it is. Null where blue is not asked or has had no traffic.
+    pub blue_share_at_most: Option<f64>,
     pub blue_p95_ms: Option<f64>,
     pub green_p95_ms: Option<f64>,
     /// Milliseconds that a request of green must exceed to count as bad (`p95_ratio`).
@@ -124,34 +136,102 @@ impl ArmEvidence {
     }
 }
 
-/// Judges green by the policy's window of whole seconds.
+/// Judges green by three windows of whole seconds: the policy's, and the longer ones of [`WINDOWS`].
 ///
 /// `seconds`: all that the plane remembers, oldest first. `after`: only seconds whose `at` is above it are evidence;
 /// a reset raises it. `None`: all are.
 pub fn judge(policy: &Guard, seconds: &[Arc<Second>], after: Option<u64>) -> Judgement {
     let evidence = &seconds[seconds.partition_point(|second| after.is_some_and(|after| second.at <= after))..];
-    let window_seconds = policy.window.as_secs().clamp(SHORTEST_WINDOW, SECONDS_KEPT as u64) as usize;
-    let window = &evidence[evidence.len().saturating_sub(window_seconds)..];
+    let own = policy.window.as_secs().clamp(SHORTEST_WINDOW, SECONDS_KEPT as u64) as usize;
+    let lengths = WINDOWS.map(|times| (own * times).min(SECONDS_KEPT));
+    let seen = Seen::of(evidence, lengths);
 
-    let (blue, green) = (sum(window, |second| &second.blue), sum(window, |second| &second.green));
+    let each =
+        |rule: fn(&Guard, &Window<'_>) -> Evidence| seen.windows.iter().map(|window| rule(policy, window)).collect();
+    let is_breach = |rule: &Evidence| rule.verdict == Verdict::Breach;
+    // It never breaches, so what it is unsure of is what it has to tell.
+    let is_doubt = |rule: &Evidence| rule.verdict == Verdict::Unknown && rule.share_at_least.is_some();
     let rules = vec![
-        error_rate(policy, window, &green),
-        p95_ratio(policy, window, &blue, &green),
-        no_answers(policy, window_seconds, evidence),
+        telling(each(error_rate), is_breach),
+        telling(each(p95_ratio), is_breach),
+        telling(lengths.map(|length| no_answers(policy, length, &seen)).into(), is_breach),
+        telling(each(declined_share), is_doubt),
     ];
     let (verdict, reason) = conclude(&rules);
+    let own = seen.windows.first().expect("the policy's window is always among them");
     Judgement {
         verdict,
         reason,
-        window_seconds: window.len() as u64,
+        window_seconds: own.seconds.len() as u64,
         rules,
-        blue: ArmEvidence::of(&blue),
-        green: ArmEvidence::of(&green),
+        blue: ArmEvidence::of(&own.blue),
+        green: ArmEvidence::of(&own.green),
     }
 }
 
 /// Seconds. In a shorter one nothing is left when a second is left out.
 const SHORTEST_WINDOW: u64 = 3;
+
+/// The windows that are judged, as multiples of the policy's; none is longer than what is kept.
+const WINDOWS: [usize; bound::WINDOWS] = [1, 6, 30];
+
+/// What is looked at, summed once.
+struct Seen<'a> {
+    /// Shortest first; at least one. Those that would hold the same seconds are one.
+    windows: Vec<Window<'a>>,
+    /// All evidence there is, and its sums.
+    seconds: &'a [Arc<Second>],
+    blue: Tally,
+    green: Tally,
+}
+
+/// The newest seconds, oldest first, and their sums.
+struct Window<'a> {
+    seconds: &'a [Arc<Second>],
+    blue: Tally,
+    green: Tally,
+}
+
+impl<'a> Seen<'a> {
+    /// Goes back in time once. Adding histograms is most of what a judgement costs.
+    fn of(seconds: &'a [Arc<Second>], lengths: [usize; WINDOWS.len()]) -> Self {
+        let mut seen = Self { windows: Vec::new(), seconds, blue: Tally::default(), green: Tally::default() };
+        let mut summed = 0;
+        for length in lengths.map(|length| length.min(seconds.len())) {
+            if length > summed || seen.windows.is_empty() {
+                seen.add(summed..length);
+                summed = length;
+                let seconds = &seconds[seconds.len() - length..];
+                seen.windows.push(Window { seconds, blue: seen.blue.clone(), green: seen.green.clone() });
+            }
+        }
+        seen.add(summed..seconds.len());
+        seen
+    }
+
+    /// `ages`: seconds by their distance from the newest.
+    fn add(&mut self, ages: Range<usize>) {
+        for second in self.seconds.iter().rev().skip(ages.start).take(ages.len()) {
+            self.blue.add(&second.blue);
+            self.green.add(&second.green);
+        }
+    }
+}
+
+impl Window<'_> {
+    fn events(&self, events: impl Fn(&Second) -> Events) -> Vec<Events> {
+        self.seconds.iter().map(|second| events(second)).collect()
+    }
+}
+
+/// Of one rule's evidence, shortest window first, that which decides: the first that is alarming, else the first that
+/// has enough to go by, else the longest.
+fn telling(mut windows: Vec<Evidence>, alarming: impl Fn(&Evidence) -> bool) -> Evidence {
+    let first = windows.iter().position(alarming);
+    let enough = || windows.iter().position(|rule| rule.share_at_least.is_some());
+    let index = first.or_else(enough).unwrap_or(windows.len() - 1);
+    windows.swap_remove(index)
+}
 
 /// One breach is a breach. A pass needs the error rate, and no rule that has enough to go by and still cannot say.
 fn conclude(rules: &[Evidence]) -> (Verdict, String) {
@@ -172,89 +252,123 @@ fn conclude(rules: &[Evidence]) -> (Verdict, String) {
 const ERROR_RATE: &str = "error_rate";
 const P95_RATIO: &str = "p95_ratio";
 const NO_ANSWERS: &str = "no_answers";
+const DECLINED_SHARE: &str = "declined_share";
 
-/// Green's failed share against an absolute limit; blue need not have any traffic.
-fn error_rate(policy: &Guard, window: &[Arc<Second>], green: &Tally) -> Evidence {
+/// Green's failed share against an absolute limit, and against blue's.
+///
+/// A blue without traffic is not asked: the limit alone judges. A thin one is asked, and counts for what it can show:
+/// 5 outcomes without a failure leave it possible that 80 % of blue's fail, 20 that 33 %, 157 that 5 %, and green must
+/// be above that. So beside a thin blue a green that fails altogether trips, and one that fails now and then waits for
+/// a longer window. Taking few good outcomes for a well blue would, in an outage of both, move everybody to it by luck.
+fn error_rate(policy: &Guard, window: &Window<'_>) -> Evidence {
     let limit = policy.max_error_rate;
-    let events: Vec<Events> =
-        window.iter().map(|second| Events { bad: second.green.failures(), of: second.green.judged() }).collect();
-    let rule = Share { allowed: limit, minimum: policy.min_requests }.judge(&events);
-    let (bad, of, length) = (rule.bad, rule.of, window.len());
+    let events = window.events(|second| Events::failed(&second.green));
+    let mut rule = Share { allowed: limit, minimum: policy.min_requests }.judge(&events);
+    let above_limit = rule.verdict == Verdict::Breach;
+    let blue = AtTheSameTime::of(window.seconds, |second| Events::failed(&second.blue), |second| second.green.judged());
+    rule.must_exceed(blue.as_ref());
+
+    let (bad, of, length) = (rule.bad, rule.of, window.seconds.len());
+    let (blue_bad, blue_of) = (window.blue.failures(), window.blue.judged());
     let share = percent(rule.share().unwrap_or_default());
+    let blue_share = percent(window.blue.error_rate().unwrap_or_default());
+    let failed = format!("green failed {bad} of {of} ({share}) in the last {length} s");
     let reason = match rule.verdict {
         Verdict::Unknown if rule.at_least.is_none() => {
             format!("green has {of} outcomes in the last {length} s; at least {} are needed", policy.min_requests)
         }
-        Verdict::Unknown => format!(
-            "green failed {bad} of {of} ({share}) in the last {length} s; above the limit of {}, but not beyond chance",
-            percent(limit)
-        ),
-        Verdict::Pass => {
-            format!("green failed {bad} of {of} ({share}) in the last {length} s; the limit is {}", percent(limit))
+        Verdict::Unknown if above_limit && blue.is_some_and(|blue| blue.share > limit) => {
+            format!("{failed}, but blue fails too ({blue_bad} of {blue_of}, {blue_share}): not tripped")
         }
-        Verdict::Breach => format!(
-            "green failed {bad} of {of} ({share}) in the last {length} s; its error rate is at least {}, the limit is {}",
-            percent(rule.at_least.unwrap_or_default()),
-            percent(limit)
+        Verdict::Unknown if above_limit => format!(
+            "{failed}, but blue has too few outcomes to say that it fails less ({blue_bad} of {blue_of} failed): not \
+             tripped"
         ),
+        Verdict::Unknown => format!("{failed}; above the limit of {}, but not beyond chance", percent(limit)),
+        Verdict::Pass => format!("{failed}; the limit is {}", percent(limit)),
+        Verdict::Breach => {
+            let at_least = percent(rule.at_least.unwrap_or_default());
+            let beside = match blue_of {
+                0 => String::new(),
+                _ => format!("; blue failed {blue_bad} of {blue_of} ({blue_share})"),
+            };
+            format!("{failed}; its error rate is at least {at_least}, the limit is {}{beside}", percent(limit))
+        }
     };
     Evidence {
         limit,
         observed: rule.share(),
         minimum_green: policy.min_requests,
-        blue: sum(window, |second| &second.blue).judged(),
-        green: green.judged(),
-        ..rule.evidence(ERROR_RATE, reason)
+        blue: blue_of,
+        green: of,
+        blue_share_at_most: blue.map(|blue| blue.at_most()),
+        ..rule.evidence(ERROR_RATE, reason, length)
     }
 }
 
 /// Green's p95 against blue's over the same window. That green's p95 is above a time is the same as more than 5 % of
 /// green being slower than that time, which only takes counting. The time is the ratio times an upper bound of blue's
-/// p95 (an order statistic), so that blue's own luck does not trip green.
-fn p95_ratio(policy: &Guard, window: &[Arc<Second>], blue: &Tally, green: &Tally) -> Evidence {
+/// p95 (an order statistic), so that blue's own luck does not trip green, and [`TOO_QUICK_TO_TELL_US`] above it at
+/// least. Blue must not have been that slow itself when green was.
+fn p95_ratio(policy: &Guard, window: &Window<'_>) -> Evidence {
     let limit = policy.max_p95_ratio;
-    let (blue_count, green_count) = (blue.latency_us.len(), green.latency_us.len());
-    let minimum_blue = policy.min_requests.max(bound::smallest_sample(TAIL, TAIL_NATS));
-    let p95 = |tally| quantile_ms(tally, 1.0 - TAIL);
-    let observed = p95(green).zip(p95(blue)).map(|(green, blue)| green / blue.max(0.001));
+    let (blue_count, green_count) = (window.blue.latency_us.len(), window.green.latency_us.len());
+    let minimum_blue = policy.min_requests.max(bound::smallest_sample(TAIL, BLUE_NATS));
+    let p95_us = |tally: &Tally| tally.quantile_us(1.0 - TAIL).map(|us| us as f64);
+    let (blue_us, green_us) = (p95_us(&window.blue), p95_us(&window.green));
+    let observed = green_us.zip(blue_us).map(|(green, blue)| green / blue.max(1.0));
+    let too_slow_us = |blue: f64| (blue * limit).max(blue + TOO_QUICK_TO_TELL_US);
 
     let threshold_us = (blue_count >= minimum_blue)
-        .then(|| bound::upper_rank(blue_count, TAIL, TAIL_NATS))
+        .then(|| bound::upper_rank(blue_count, TAIL, BLUE_NATS))
         .flatten()
-        .map(|rank| value_at_rank(&blue.latency_us, rank) as f64 * limit);
+        .map(|rank| too_slow_us(value_at_rank(&window.blue.latency_us, rank) as f64));
+    let mut blue_at_most = None;
     let mut rule = match threshold_us {
         Some(threshold) => {
-            let events: Vec<Events> = window
-                .iter()
-                .map(|second| &second.green.latency_us)
-                .map(|latency| Events { bad: count_above(latency, threshold), of: latency.len() })
-                .collect();
-            Share { allowed: TAIL, minimum: policy.min_requests }.judge(&events)
+            let slow =
+                |tally: &Tally| Events { bad: count_above(&tally.latency_us, threshold), of: tally.latency_us.len() };
+            let share = Share { allowed: TAIL, minimum: policy.min_requests };
+            let whole = slow(&window.green);
+            if whole.bad as f64 <= TAIL * whole.of as f64 {
+                // Cheap, and what a second more or less would change does not matter.
+                share.judge(&[whole])
+            } else {
+                let mut rule = share.judge(&window.events(|second| slow(&second.green)));
+                if rule.verdict == Verdict::Breach {
+                    let green_of = |second: &Second| second.green.latency_us.len();
+                    let blue = AtTheSameTime::of(window.seconds, |second| slow(&second.blue), green_of);
+                    rule.must_exceed(blue.as_ref());
+                    blue_at_most = blue.map(|blue| blue.at_most());
+                }
+                rule
+            }
         }
         None => Judged { verdict: Verdict::Unknown, bad: 0, of: green_count, allowed: TAIL, at_least: None },
     };
     // The bound on blue is looser than what is seen by eye: between the two nobody can say.
-    if rule.verdict == Verdict::Pass && observed.is_some_and(|observed| observed > limit) {
+    let slower = green_us.zip(blue_us).is_some_and(|(green, blue)| green > too_slow_us(blue));
+    if rule.verdict == Verdict::Pass && slower {
         rule.verdict = Verdict::Unknown;
     }
-    let (bad, of, length) = (rule.bad, rule.of, window.len());
-    let ratio = observed.unwrap_or_default();
+    let (bad, of, length) = (rule.bad, rule.of, window.seconds.len());
+    let ratio = format!("green's p95 is {:.2} times blue's in the last {length} s", observed.unwrap_or_default());
     let reason = match rule.verdict {
         Verdict::Unknown if rule.at_least.is_none() => format!(
             "blue has {blue_count} and green {green_count} latencies in the last {length} s; at least {minimum_blue} and \
              {} are needed",
             policy.min_requests
         ),
-        Verdict::Unknown => format!(
-            "green's p95 is {ratio:.2} times blue's in the last {length} s; above the limit of {limit}, but not beyond \
-             chance"
-        ),
-        Verdict::Pass => {
-            format!("green's p95 is {ratio:.2} times blue's in the last {length} s; the limit is {limit}")
+        Verdict::Unknown if blue_at_most.is_some() => {
+            format!("{ratio}, above the limit of {limit}, but blue was as slow when green was: not tripped")
         }
+        Verdict::Unknown => format!("{ratio}; above the limit of {limit}, but not beyond chance"),
+        Verdict::Pass if observed.is_some_and(|observed| observed > limit) => {
+            format!("{ratio}; above the limit of {limit}, but by less than {} ms", TOO_QUICK_TO_TELL_US / 1000.0)
+        }
+        Verdict::Pass => format!("{ratio}; the limit is {limit}"),
         Verdict::Breach => format!(
-            "green's p95 is {ratio:.2} times blue's in the last {length} s, the limit is {limit}; {bad} of {of} took \
-             longer than {:.1} ms",
+            "{ratio}, the limit is {limit}; {bad} of {of} took longer than {:.1} ms",
             threshold_us.unwrap_or_default() / 1000.0
         ),
     };
@@ -265,36 +379,39 @@ fn p95_ratio(policy: &Guard, window: &[Arc<Second>], blue: &Tally, green: &Tally
         minimum_green: policy.min_requests,
         blue: blue_count,
         green: green_count,
-        blue_p95_ms: p95(blue),
-        green_p95_ms: p95(green),
+        blue_share_at_most: blue_at_most,
+        blue_p95_ms: blue_us.map(|us| us / 1000.0),
+        green_p95_ms: green_us.map(|us| us / 1000.0),
         threshold_ms: threshold_us.map(|us| us / 1000.0),
-        ..rule.evidence(P95_RATIO, reason)
+        ..rule.evidence(P95_RATIO, reason, length)
     }
 }
 
 /// The share of requests above a p95.
 const TAIL: f64 = 0.05;
 
+/// Microseconds that green's p95 may be above blue's whatever the ratio: three times 0.1 ms is noise to every client.
+const TOO_QUICK_TO_TELL_US: f64 = 1_000.0;
+
 /// Green takes requests and answers none of them. Whether that is a fault depends on the traffic, for a WebSocket may
 /// stay open for days: blue, or green before, must have answered at least half of theirs.
-fn no_answers(policy: &Guard, window_seconds: usize, evidence: &[Arc<Second>]) -> Evidence {
-    let blue_all = sum(evidence, |second| &second.blue);
-    let green_all = sum(evidence, |second| &second.green);
+fn no_answers(policy: &Guard, length: usize, seen: &Seen<'_>) -> Evidence {
     // Nobody answers faster than it can: what takes blue long may take green long.
     let slowest = |tally: &Tally| tally.quantile_us(0.99).unwrap_or_default();
-    let slow_seconds = (2 * slowest(&blue_all).max(slowest(&green_all))).div_ceil(1_000_000);
+    let slow_seconds = (2 * slowest(&seen.blue).max(slowest(&seen.green))).div_ceil(1_000_000);
     let grace = (GRACE_SECONDS + slow_seconds).min(SECONDS_KEPT as u64) as usize;
 
-    let (before, young) = evidence.split_at(evidence.len().saturating_sub(grace));
-    let (past, old) = before.split_at(before.len().saturating_sub(window_seconds));
-    let green_old = sum(old, |second| &second.green);
-    let answered = answers(&green_old) + answers(&sum(young, |second| &second.green));
+    let (before, young) = seen.seconds.split_at(seen.seconds.len().saturating_sub(grace));
+    let (past, old) = before.split_at(before.len().saturating_sub(length));
+    let green = |seconds: &[Arc<Second>]| seconds.iter().fold(Sent::default(), |sum, second| sum.and(&second.green));
+    let green_old = green(old);
+    let answered = green_old.answers() + green(young).answers();
 
-    let blue_now = sum(&evidence[past.len()..], |second| &second.blue);
-    let blue_silent = blue_now.dispatched >= policy.min_requests && answers(&blue_now) == 0;
-    let shares = [&blue_all, &sum(past, |second| &second.green)].map(|tally| {
-        let share = answers(tally) as f64 / tally.dispatched.max(1) as f64;
-        (tally.dispatched >= policy.min_requests.max(1)).then_some(share.min(1.0))
+    let blue_now = seen.seconds[past.len()..].iter().fold(Sent::default(), |sum, second| sum.and(&second.blue));
+    let blue_silent = blue_now.dispatched >= policy.min_requests && blue_now.answers() == 0;
+    let shares = [Sent::default().and(&seen.blue), green(past)].map(|sent| {
+        let share = sent.answers() as f64 / sent.dispatched.max(1) as f64;
+        (sent.dispatched >= policy.min_requests.max(1)).then_some(share.min(1.0))
     });
     let usual_share = shares.into_iter().flatten().fold(0.0, f64::max);
     let comparable = usual_share >= 0.5 && !blue_silent;
@@ -323,25 +440,146 @@ fn no_answers(policy: &Guard, window_seconds: usize, evidence: &[Arc<Second>]) -
         limit: 0.0,
         observed: (rule.of > 0).then(|| answered as f64 / rule.of as f64),
         minimum_green: policy.min_requests,
-        blue: blue_all.dispatched,
+        blue: seen.blue.dispatched,
         green: green_old.dispatched,
-        ..rule.evidence(NO_ANSWERS, reason)
+        ..rule.evidence(NO_ANSWERS, reason, old.len())
     }
 }
 
 /// What green was sent this many seconds ago or later need not be answered yet.
 const GRACE_SECONDS: u64 = 5;
 
-/// Whatever came back, be it only the head of an answer. That a client has left is none: it may have given up waiting.
-fn answers(tally: &Tally) -> u64 {
-    tally.judged().max(tally.latency_us.len())
+/// What was sent to an arm, and what came back.
+#[derive(Default)]
+struct Sent {
+    dispatched: u64,
+    judged: u64,
+    timed: u64,
 }
 
+impl Sent {
+    fn and(self, tally: &Tally) -> Self {
+        Self {
+            dispatched: self.dispatched + tally.dispatched,
+            judged: self.judged + tally.judged(),
+            timed: self.timed + tally.latency_us.len(),
+        }
+    }
+
+    /// Whatever came back, be it only the head of an answer. That a client has left is none: it may have given up
+    /// waiting.
+    fn answers(&self) -> u64 {
+        self.judged.max(self.timed)
+    }
+}
+
+/// Green turns away more than blue does: a rewrite that answers 404 or 401 to everything. Never a breach, for clients
+/// differ and may be wrong; but no pass either.
+fn declined_share(policy: &Guard, window: &Window<'_>) -> Evidence {
+    let declined = |tally: &Tally| Events { bad: tally.count(Outcome::Declined), of: tally.judged() };
+    let (mine, theirs) = (declined(&window.green), declined(&window.blue));
+    let blue = AtTheSameTime::of(window.seconds, |second| declined(&second.blue), |second| second.green.judged())
+        .filter(|_| theirs.of >= policy.min_requests);
+    let allowed = blue.map_or(1.0, |blue| blue.at_most());
+    let events = window.events(|second| declined(&second.green));
+    let mut rule = Share { allowed, minimum: policy.min_requests }.judge(&events);
+    let length = window.seconds.len();
+    match blue.zip(rule.share()) {
+        Some((blue, share)) if rule.at_least.is_some() => {
+            let more = rule.verdict == Verdict::Breach && share - blue.share >= DECLINED_MARGIN;
+            rule.verdict = if more { Verdict::Unknown } else { Verdict::Pass };
+        }
+        _ => (rule.verdict, rule.at_least) = (Verdict::Unknown, None),
+    }
+    let shown = |events: &Events| {
+        let share = events.bad as f64 / events.of.max(1) as f64;
+        format!("{} of {} ({})", events.bad, events.of, percent(share))
+    };
+    let reason = match rule.at_least {
+        None => format!(
+            "blue has {} and green {} outcomes in the last {length} s; at least {} of each are needed",
+            theirs.of, mine.of, policy.min_requests
+        ),
+        Some(_) => {
+            let end = if rule.verdict == Verdict::Pass { "" } else { "; look at what it turns away" };
+            format!("green declined {} in the last {length} s, blue {}{end}", shown(&mine), shown(&theirs))
+        }
+    };
+    Evidence {
+        limit: DECLINED_MARGIN,
+        observed: rule.share(),
+        minimum_blue: policy.min_requests,
+        minimum_green: policy.min_requests,
+        blue: theirs.of,
+        green: mine.of,
+        blue_share_at_most: blue.map(|blue| blue.at_most()),
+        ..rule.evidence(DECLINED_SHARE, reason, length)
+    }
+}
+
+/// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
+const DECLINED_MARGIN: f64 = 0.1;
+
+/// Blue's share of bad events, had its traffic come when green's did.
+///
+/// Without this, a share of the whole window would compare different times: an outage of both, in seconds when green
+/// had half of the traffic, would weigh little in a blue that has had nearly all of it since.
+#[derive(Clone, Copy, Debug)]
+struct AtTheSameTime {
+    share: f64,
+    /// How many outcomes would tell as much, were they not weighted (Kish 1965); at most as many as blue has.
+    outcomes: f64,
+}
+
+impl AtTheSameTime {
+    /// `None`: not in any stretch of time have both had outcomes.
+    fn of(seconds: &[Arc<Second>], blue: impl Fn(&Second) -> Events, green: impl Fn(&Second) -> u64) -> Option<Self> {
+        let (mut weights, mut bad, mut spread) = (0.0, 0.0, 0.0);
+        let mut close = |blue: &Events, green: u64| {
+            if blue.of > 0 && green > 0 {
+                let (weight, outcomes) = (green as f64, blue.of as f64);
+                weights += weight;
+                bad += weight * (blue.bad as f64 / outcomes).min(1.0);
+                spread += weight * weight / outcomes;
+            }
+        };
+        let (mut blues, mut greens) = (Events::default(), 0_u64);
+        for second in seconds.iter().rev() {
+            blues = blues.and(&blue(second));
+            greens = greens.saturating_add(green(second));
+            if blues.of >= STRETCH && greens >= STRETCH {
+                close(&blues, greens);
+                (blues, greens) = (Events::default(), 0);
+            }
+        }
+        close(&blues, greens);
+        (weights > 0.0).then(|| Self { share: (bad / weights).min(1.0), outcomes: weights * weights / spread })
+    }
+
+    /// What the true share is at most, all but certainly.
+    fn at_most(&self) -> f64 {
+        bound::at_most(self.share, self.outcomes, BLUE_NATS)
+    }
+}
+
+/// A stretch of time is as many whole seconds as it takes both arms to have this many outcomes.
+const STRETCH: u64 = 10;
+
 /// Bad events of one second, and the events they are part of.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Events {
     bad: u64,
     of: u64,
+}
+
+impl Events {
+    fn failed(tally: &Tally) -> Self {
+        Self { bad: tally.failures(), of: tally.judged() }
+    }
+
+    fn and(&self, other: &Self) -> Self {
+        Self { bad: self.bad.saturating_add(other.bad), of: self.of.saturating_add(other.of) }
+    }
 }
 
 /// The one question that every rule asks.
@@ -360,14 +598,17 @@ struct Judged {
 
 impl Share {
     fn judge(&self, seconds: &[Events]) -> Judged {
-        let (bad, of) = seconds
-            .iter()
-            .fold((0_u64, 0_u64), |(bad, of), second| (bad.saturating_add(second.bad), of.saturating_add(second.of)));
+        let Events { bad, of } = seconds.iter().fold(Events::default(), |sum, second| sum.and(second));
         let at_least = (of >= self.minimum.max(1)).then(|| {
-            let without = |second: &Events| {
-                bound::at_least(bad.saturating_sub(second.bad), of.saturating_sub(second.of), CERTAIN_NATS)
-            };
-            seconds.iter().map(without).fold(f64::INFINITY, f64::min)
+            let without = |second: &Events| (bad.saturating_sub(second.bad), of.saturating_sub(second.of));
+            let mut least = f64::INFINITY;
+            for (bad, of) in seconds.iter().map(without) {
+                // Most seconds are not the one that matters most; to see that is cheaper than the bound.
+                if !bound::is_above(bad, of, GREEN_NATS, least) {
+                    least = bound::at_least(bad, of, GREEN_NATS);
+                }
+            }
+            least
         });
         let verdict = match at_least {
             None => Verdict::Unknown,
@@ -384,12 +625,25 @@ impl Judged {
         (self.of > 0).then(|| self.bad as f64 / self.of as f64)
     }
 
-    /// What all rules have in common; the caller adds what is its own.
-    fn evidence(self, rule: &'static str, reason: String) -> Evidence {
+    /// Being above the allowed share is not enough where blue, at the same time, may be just as high.
+    ///
+    /// Each of the two bounds holds but for its own chance, so green is above both by chance no more often than it is
+    /// above the one that is true (an intersection-union test).
+    fn must_exceed(&mut self, blue: Option<&AtTheSameTime>) {
+        let Some(blue_at_most) = blue.map(AtTheSameTime::at_most) else { return };
+        self.allowed = self.allowed.max(blue_at_most);
+        if self.verdict == Verdict::Breach && self.at_least.is_none_or(|at_least| at_least <= self.allowed) {
+            self.verdict = Verdict::Unknown;
+        }
+    }
+
+    /// What all rules have in common; the caller adds what is its own. `length`: seconds.
+    fn evidence(self, rule: &'static str, reason: String, length: usize) -> Evidence {
         Evidence {
             rule,
             verdict: self.verdict,
             reason,
+            window_seconds: length as u64,
             limit: self.allowed,
             observed: None,
             bad: self.bad,
@@ -400,19 +654,12 @@ impl Judged {
             minimum_green: 0,
             blue: 0,
             green: 0,
+            blue_share_at_most: None,
             blue_p95_ms: None,
             green_p95_ms: None,
             threshold_ms: None,
         }
     }
-}
-
-fn sum<'a>(seconds: &'a [Arc<Second>], arm: impl Fn(&'a Second) -> &'a Tally) -> Tally {
-    let mut total = Tally::default();
-    for second in seconds {
-        total.add(arm(second));
-    }
-    total
 }
 
 fn quantile_ms(tally: &Tally, quantile: f64) -> Option<f64> {
@@ -433,12 +680,12 @@ fn value_at_rank(latency_us: &Histogram<u64>, rank: u64) -> u64 {
 
 /// How many samples are above a time, not counting those that only may be.
 fn count_above(latency_us: &Histogram<u64>, threshold_us: f64) -> u64 {
-    // Not `count_between`: beyond the highest bucket in use it answers with the count of that bucket.
-    latency_us
-        .iter_recorded()
-        .filter(|step| latency_us.lowest_equivalent(step.value_iterated_to()) as f64 > threshold_us)
-        .map(|step| step.count_at_value())
-        .sum()
+    let first_above = latency_us.highest_equivalent(threshold_us as u64).saturating_add(1);
+    // `count_between` must not be asked beyond the highest bucket in use: it would answer with the count of that one.
+    if latency_us.is_empty() || first_above > latency_us.max() {
+        return 0;
+    }
+    latency_us.count_between(first_above, latency_us.max())
 }
 
 fn percent(share: f64) -> String {
@@ -458,6 +705,7 @@ mod tests {
         failed: u64,
         latency_us: u64,
         unanswered: u64,
+        declined: u64,
     }
 
     fn ok(ok: u64) -> Did {
@@ -466,13 +714,16 @@ mod tests {
 
     fn tally(did: Did) -> Tally {
         let mut tally = Tally::default();
-        tally.dispatched = did.ok + did.failed + did.unanswered;
+        tally.dispatched = did.ok + did.failed + did.declined + did.unanswered;
         for n in 0..did.ok {
             // Spread by a fifth around the middle, the same for every arm.
             tally.record(Outcome::Ok, Some(did.latency_us * (80 + n % 40) / 100));
         }
         for _ in 0..did.failed {
             tally.record(Outcome::Refused, Some(did.latency_us));
+        }
+        for _ in 0..did.declined {
+            tally.record(Outcome::Declined, Some(did.latency_us));
         }
         tally
     }
@@ -521,9 +772,9 @@ mod tests {
             ("a little slower", Verdict::Pass, many(slow(15_000))),
             ("five times slower", Verdict::Breach, many(slow(50_000))),
             ("slow, but blue is too thin to compare with", Verdict::Pass, vec![(ok(5), slow(50_000)); 10]),
-            ("older than the window", Verdict::Pass, {
+            ("older than every window", Verdict::Pass, {
                 let mut each = vec![(ok(50), broken); 5];
-                each.extend(many(ok(50)));
+                each.extend(vec![(ok(50), ok(50)); SECONDS_KEPT]);
                 each
             }),
         ] {
@@ -574,7 +825,8 @@ mod tests {
         let judgement = judge(&Guard::default(), &seconds(vec![(ok(50), failing); 10]), None);
         assert_eq!(
             judgement.reason,
-            "green failed 100 of 500 (20.0 %) in the last 10 s; its error rate is at least 12.4 %, the limit is 5.0 %"
+            "green failed 100 of 500 (20.0 %) in the last 10 s; its error rate is at least 12.1 %, the limit is 5.0 %; \
+             blue failed 0 of 500 (0.0 %)"
         );
         let rule = rule(&judgement, ERROR_RATE);
         assert_eq!((rule.bad, rule.of, rule.blue, rule.green, rule.minimum_green), (100, 500, 500, 500, 20));
@@ -608,6 +860,186 @@ mod tests {
         let policy = Guard { window: Duration::from_secs(3), ..Guard::default() };
         let judgement = judge(&policy, &seconds(vec![(ok(50), ok(50)); 20]), None);
         assert_eq!((judgement.window_seconds, judgement.green.ok), (3, 150));
+    }
+
+    /// What each second held, as many as it takes for a breach by a guard that looks every second.
+    fn seconds_to_trip(each: impl Fn(u64) -> (Did, Did)) -> Option<u64> {
+        let all = seconds((0..SECONDS_KEPT as u64).map(each));
+        (1..=all.len())
+            .find(|&n| judge(&Guard::default(), &all[..n], None).verdict == Verdict::Breach)
+            .map(|n| n as u64)
+    }
+
+    fn failing(failed: u64, of: u64) -> Did {
+        Did { failed, ..ok(of - failed) }
+    }
+
+    #[test]
+    fn a_blue_that_is_as_sick_keeps_green_where_it_is() {
+        let judged = |blue, green| {
+            let judgement = judge(&Guard::default(), &seconds(vec![(blue, green); 5]), None);
+            (judgement.verdict, judgement.reason)
+        };
+        let (verdict, reason) = judged(failing(8, 15), failing(8, 16));
+        assert_eq!(verdict, Verdict::Unknown);
+        assert_eq!(
+            reason,
+            "green failed 40 of 80 (50.0 %) in the last 5 s, but blue fails too (40 of 75, 53.3 %): not tripped"
+        );
+        assert_eq!(judged(failing(50, 50), failing(50, 50)).0, Verdict::Unknown, "blue is dead");
+        assert_eq!(judged(failing(50, 50), failing(10, 50)).0, Verdict::Unknown, "blue is dead, green is not well");
+        assert_eq!(judged(failing(5, 50), failing(30, 50)).0, Verdict::Breach, "blue fails, but much less");
+        assert_eq!(judged(ok(0), failing(10, 50)).0, Verdict::Breach, "no blue: the limit alone judges");
+        assert_eq!(judged(ok(1), failing(50, 50)).0, Verdict::Breach, "a thin blue that is well");
+        let (verdict, reason) = judged(ok(1), failing(20, 50));
+        assert_eq!(verdict, Verdict::Unknown, "a thin blue cannot vouch for less");
+        assert_eq!(
+            reason,
+            "green failed 100 of 250 (40.0 %) in the last 5 s, but blue has too few outcomes to say that it fails less \
+             (0 of 5 failed): not tripped"
+        );
+    }
+
+    #[test]
+    fn arms_are_compared_at_the_same_time() {
+        // An outage of both; the split was changed in its midst, and again after it.
+        let mut each = vec![(ok(99), ok(1)); 100];
+        let mut stretch = |length, one: (Did, Did)| {
+            for _ in 0..length {
+                each.push(one);
+                let judgement = judge(&Guard::default(), &seconds(each.clone()), None);
+                assert_ne!(judgement.verdict, Verdict::Breach, "{}", judgement.reason);
+            }
+        };
+        stretch(10, (failing(50, 99), failing(1, 1)));
+        stretch(20, (failing(25, 50), failing(25, 50)));
+        stretch(20, (ok(99), ok(1)));
+        stretch(20, (ok(10), ok(90)));
+        // The same for slowness.
+        let slow = Did { latency_us: 500_000, ..ok(50) };
+        let mut each = vec![(ok(50), ok(50)); 10];
+        each.extend(vec![(slow, slow); 10]);
+        each.extend(vec![(ok(400), ok(1)); 40]);
+        for n in 1..=each.len() {
+            let judgement = judge(&Guard::default(), &seconds(each[..n].to_vec()), None);
+            assert_ne!(judgement.verdict, Verdict::Breach, "{n}: {}", judgement.reason);
+        }
+    }
+
+    #[test]
+    fn what_is_thin_or_seldom_trips_by_a_longer_window() {
+        let trickle = seconds_to_trip(|_| (ok(1), failing(1, 1))).unwrap();
+        assert!(trickle <= 30, "{trickle}");
+        let bursts = seconds_to_trip(|at| (ok(10), if at % 12 == 0 { failing(100, 100) } else { ok(0) })).unwrap();
+        assert!(bursts <= 25, "{bursts}");
+        // 16 %, at 10 a second.
+        let share = seconds_to_trip(|at| (ok(10), failing([1, 2, 1, 2, 2][at as usize % 5], 10))).unwrap();
+        assert!(share <= 60, "{share}");
+        let quick = seconds_to_trip(|_| (ok(50), failing(50, 50))).unwrap();
+        assert!(quick <= 3, "{quick}");
+        // Without blue, and where no answer comes at all.
+        assert!(seconds_to_trip(|_| (ok(0), failing(1, 1))).is_some_and(|n| n <= 30));
+        assert!(seconds_to_trip(|_| (ok(5), Did { unanswered: 1, ..Did::default() })).is_some_and(|n| n <= 40));
+
+        let judgement = judge(&Guard::default(), &seconds(vec![(ok(1), failing(1, 1)); 50]), None);
+        assert_eq!((judgement.window_seconds, rule(&judgement, ERROR_RATE).window_seconds), (10, 50));
+        assert!(
+            judgement.reason.starts_with("green failed 50 of 50 (100.0 %) in the last 50 s"),
+            "{}",
+            judgement.reason
+        );
+    }
+
+    #[test]
+    fn a_pass_may_rest_on_a_longer_window_where_the_policys_is_thin() {
+        let judgement = judge(&Guard::default(), &seconds(vec![(ok(1), ok(1)); 60]), None);
+        assert_eq!((judgement.verdict, rule(&judgement, ERROR_RATE).window_seconds), (Verdict::Pass, 60));
+        let judgement = judge(&Guard::default(), &seconds(vec![(ok(50), ok(50)); 60]), None);
+        assert_eq!((judgement.verdict, rule(&judgement, ERROR_RATE).window_seconds), (Verdict::Pass, 10));
+    }
+
+    #[test]
+    fn a_green_that_turns_everybody_away_does_not_pass() {
+        let declining = |declined, of| Did { declined, ..ok(of - declined) };
+        let judged = |blue, green| {
+            let judgement = judge(&Guard::default(), &seconds(vec![(blue, green); 10]), None);
+            (judgement.verdict, rule(&judgement, DECLINED_SHARE).verdict, judgement.reason)
+        };
+        let (verdict, alone, reason) = judged(ok(50), declining(50, 50));
+        assert_eq!((verdict, alone), (Verdict::Unknown, Verdict::Unknown));
+        assert_eq!(
+            reason,
+            "green declined 500 of 500 (100.0 %) in the last 10 s, blue 0 of 500 (0.0 %); look at what it turns away"
+        );
+        let verdict = |blue, green| judged(blue, green).1;
+        assert_eq!(verdict(declining(50, 50), declining(50, 50)), Verdict::Pass, "so does blue");
+        assert_eq!(verdict(declining(5, 50), declining(9, 50)), Verdict::Pass, "8 points more");
+        assert_eq!(verdict(declining(50, 50), ok(50)), Verdict::Pass, "less");
+        assert_eq!(judged(ok(0), declining(50, 50)).0, Verdict::Pass, "nothing to compare with");
+        let trickle = seconds(vec![(ok(1), declining(1, 1)); 60]);
+        assert_eq!(judge(&Guard::default(), &trickle, None).verdict, Verdict::Unknown, "by a longer window");
+    }
+
+    #[test]
+    fn samples_above_a_time_are_counted_but_for_those_that_only_may_be() {
+        let mut random = Xorshift(11);
+        for _ in 0..200 {
+            let mut histogram = Histogram::new(2).unwrap();
+            let magnitude = 1 + random.below(31);
+            let most = 1 + random.below(1 << magnitude);
+            (0..random.below(50)).for_each(|_| histogram.record(random.below(most)).unwrap());
+            for threshold_us in [0.0, 0.5, 1e30, most as f64, most as f64 / 2.0, random.below(2 * most) as f64 + 0.7] {
+                let expected: u64 = histogram
+                    .iter_recorded()
+                    .filter(|step| histogram.lowest_equivalent(step.value_iterated_to()) as f64 > threshold_us)
+                    .map(|step| step.count_at_value())
+                    .sum();
+                assert_eq!(count_above(&histogram, threshold_us), expected, "{threshold_us} of {most}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_that_nobody_notices_trips_nothing() {
+        let taking = |latency_us| Did { latency_us, ..ok(50) };
+        let judged = |blue, green| {
+            let judgement = judge(&Guard::default(), &seconds(vec![(taking(blue), taking(green)); 10]), None);
+            (judgement.verdict, rule(&judgement, P95_RATIO).reason.clone())
+        };
+        let (verdict, reason) = judged(100, 300);
+        assert_eq!(verdict, Verdict::Pass);
+        assert!(reason.ends_with("; above the limit of 2, but by less than 1 ms"), "{reason}");
+        assert_eq!(judged(100, 900).0, Verdict::Pass);
+        assert_eq!(judged(100, 2_000).0, Verdict::Breach);
+        assert_eq!(judged(10_000, 30_000).0, Verdict::Breach);
+    }
+
+    #[test]
+    fn one_failure_more_in_place_of_a_success_never_helps_green_beside_any_blue() {
+        for seed in 1..=300 {
+            let mut random = Xorshift(seed);
+            let mut each: Vec<(Did, Did)> = (0..1 + random.below(25))
+                .map(|_| {
+                    let mut any = |most| {
+                        let of = random.below(most);
+                        failing(random.below(of + 1) / (1 + random.below(20)), of)
+                    };
+                    (any(30), any(60))
+                })
+                .collect();
+            let policy = Guard { window: Duration::from_secs(3), ..Guard::default() };
+            let mut before = None;
+            for _ in 0..20 {
+                let judgement = judge(&policy, &seconds(each.clone()), None);
+                let breach = rule(&judgement, ERROR_RATE).verdict == Verdict::Breach;
+                assert!(breach || before != Some(true), "seed {seed}: {:?}", rule(&judgement, ERROR_RATE));
+                before = Some(breach);
+                let one = random.below(each.len() as u64) as usize;
+                let green = &mut each[one].1;
+                let more = green.ok.min(1 + random.below(10));
+                (green.ok, green.failed) = (green.ok - more, green.failed + more);
+            }
+        }
     }
 
     /// Not random enough for anything but tests (Marsaglia 2003).
@@ -678,8 +1110,22 @@ mod tests {
             }
         }
         for n in counts {
-            for nats in [TAIL_NATS, CERTAIN_NATS] {
+            for nats in [BLUE_NATS, GREEN_NATS] {
                 assert!(bound::upper_rank(n, TAIL, nats).is_none_or(|rank| (1..=n).contains(&rank)));
+                for seen in [0.0, 1e-12, 0.5, 1.0 - 1e-12, 1.0] {
+                    let at_most = bound::at_most(seen, n as f64, nats);
+                    assert!((seen..=1.0).contains(&at_most), "{seen} of {n}: {at_most}");
+                }
+            }
+        }
+        let second = || Arc::new(Second::default());
+        for blue in counts {
+            for green in counts {
+                for bad in counts {
+                    let blue = |_: &Second| Events { bad, of: blue };
+                    let same = AtTheSameTime::of(&[second(), second(), second()], blue, |_| green);
+                    assert!(same.is_none_or(|same| (0.0..=1.0).contains(&same.at_most())), "{same:?}");
+                }
             }
         }
     }

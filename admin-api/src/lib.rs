@@ -23,5 +23,6 @@ pub use guard::{ArmEvidence, Evidence, Judgement, Verdict, judge};
 pub use guardian::Guardian;
 pub use plane::*;
 pub use store::{
-    AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, Sqlite, StateStore, StoreError,
+    AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, Sqlite,
+    StateStore, StoreError,
 };

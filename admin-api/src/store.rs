@@ -33,8 +33,15 @@ pub trait StateStore: Send + Sync + 'static {
     fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError>;
 }
 
-/// How many audit rows are kept; the oldest go first.
+/// How many audit rows of changes are kept; the oldest go first.
 pub const AUDIT_ROWS_KEPT: usize = 10_000;
+
+/// How many audit rows of refused attempts are kept, besides: they never push out those of changes.
+pub const AUDIT_REFUSALS_KEPT: usize = 1_000;
+
+/// The outcomes of audit rows.
+pub(crate) const DONE: &str = "done";
+pub(crate) const REFUSED: &str = "refused";
 
 /// How many incidents are kept; the oldest go first.
 pub const INCIDENTS_KEPT: usize = 1_000;
@@ -87,7 +94,7 @@ pub struct AuditRow {
     pub actor: String,
     /// The peer's address, or `crossfade` for the process itself.
     pub from: String,
-    /// `split`, `rollback`, `reset`, `trip`, `initial`.
+    /// `split`, `rollback`, `reset`, `trip`, `initial`; `unknown`, where a refused attempt was for no such call.
     pub action: String,
     pub route: Option<String>,
     /// Green's share in per cent.
@@ -133,6 +140,12 @@ pub enum StoreError {
         path.display()
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
+    #[error(
+        "state file {}: is not the file that was opened any more, because it was moved, replaced or deleted; \
+         move it back, or set green_percentage to what GET /traffic-split says and start crossfade again",
+        path.display()
+    )]
+    Replaced { path: PathBuf },
     #[error("state file {}: {operation} failed; check the disk it is on", path.display())]
     Io { path: PathBuf, operation: &'static str, source: rusqlite::Error },
     #[error("state file: {0}")]

@@ -180,3 +180,53 @@ impl DataPlane for Plane {
         rejected.collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::IpAddr, path::Path};
+
+    use super::*;
+
+    fn found(names: &[(&str, &str)]) -> Addresses {
+        let address = |address: &str| address.parse::<IpAddr>().unwrap();
+        names.iter().map(|(name, found)| ((*name).to_owned(), vec![address(found)])).collect()
+    }
+
+    /// Where the endpoints of an arm are.
+    fn addresses(plane: &Plane, arm: Arm) -> Vec<String> {
+        let live = plane.live();
+        live.routes["shop"].upstream(arm).endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
+    }
+
+    #[test]
+    fn new_addresses_of_some_names_leave_the_others_and_old_ones_change_nothing() {
+        let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:8080\"\nkey = [\"client-ip\"]\n\
+            [route.blue]\nendpoints = [\"blue.example:80\"]\n[route.green]\nendpoints = [\"green.example:81\"]\n\
+            [route.health]\nprobe = \"off\"\n";
+        let config = Arc::new(Config::parse(text, Path::new("")).unwrap());
+        let plane = Plane::new(1, MirrorThread::start().unwrap());
+        // Names are looked up before there is a configuration to use them.
+        assert!(plane.take_addresses(found(&[("blue.example", "10.0.0.1"), ("green.example", "10.0.0.2")])).unwrap());
+        let states = BTreeMap::from([("shop".to_owned(), RouteState::default())]);
+        plane.install(&config, &states).unwrap();
+        assert_eq!(addresses(&plane, Arm::Blue), ["10.0.0.1:80"]);
+        assert_eq!(addresses(&plane, Arm::Green), ["10.0.0.2:81"]);
+
+        let before = plane.live();
+        for same in [found(&[]), found(&[("green.example", "10.0.0.2")]), plane.addresses()] {
+            assert!(!plane.take_addresses(same).unwrap());
+        }
+        assert!(Arc::ptr_eq(&plane.live(), &before));
+
+        assert!(plane.take_addresses(found(&[("green.example", "10.0.0.3"), ("other.example", "10.0.0.4")])).unwrap());
+        assert_eq!(addresses(&plane, Arm::Blue), ["10.0.0.1:80"]);
+        assert_eq!(addresses(&plane, Arm::Green), ["10.0.0.3:81"]);
+        let kept = |live: &Live| Arc::clone(&live.routes["shop"].upstream(Arm::Blue).endpoints[0]);
+        assert!(Arc::ptr_eq(&kept(&plane.live()), &kept(&before)), "an endpoint whose address is the same goes on");
+
+        // A name that is not found any more is empty, not kept: who looks up decides what to keep.
+        assert!(plane.take_addresses(Addresses::from([("green.example".to_owned(), Vec::new())])).unwrap());
+        assert!(addresses(&plane, Arm::Green).is_empty());
+        assert_eq!(plane.addresses().len(), 3);
+    }
+}

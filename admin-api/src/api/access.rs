@@ -110,7 +110,7 @@ impl Access {
     /// Errors: an address that other machines reach without tokens and TLS; a tokens file with faults, or that others
     /// can read.
     pub fn open(admin: &config::Admin) -> Result<Self, AccessError> {
-        if !admin.listen.ip().is_loopback() && (admin.tokens.is_none() || admin.tls.is_none()) {
+        if !admin.listen.ip().to_canonical().is_loopback() && (admin.tokens.is_none() || admin.tls.is_none()) {
             return Err(AccessError::Unprotected(admin.listen));
         }
         let tokens = admin.tokens.as_deref().map(TokenFile::open).transpose()?;
@@ -143,9 +143,14 @@ impl Access {
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         match address {
             // No page can have a name that is an address of ours.
-            Ok(address) => address.is_loopback() || address.to_canonical() == local.to_canonical(),
+            Ok(address) => address.to_canonical().is_loopback() || address.to_canonical() == local.to_canonical(),
             Err(_) => name == "localhost" || self.hosts.contains(&name),
         }
+    }
+
+    /// Why the tokens file as it was last seen was not taken over.
+    pub(super) fn tokens_problem(&self) -> Option<String> {
+        self.tokens.as_ref()?.read.lock().problem.clone()
     }
 
     /// Without tokens everybody who gets here may do everything: only this machine gets here.
@@ -190,6 +195,9 @@ fn host_of(request: &Request) -> Result<Authority, Box<Problem>> {
     if host.as_str().contains('@') {
         return Err(bad("it names a user"));
     }
+    if !has_sound_port(&host) {
+        return Err(bad("its port is not a number"));
+    }
     // RFC 9112, 3.2.2: of an absolute target and Host the target counts; we want no two opinions.
     if request.uri().authority().is_some_and(|target| !target.as_str().eq_ignore_ascii_case(host.as_str())) {
         return Err(bad("it is not that of the target"));
@@ -197,10 +205,23 @@ fn host_of(request: &Request) -> Result<Authority, Box<Problem>> {
     Ok(host)
 }
 
+/// No port, an empty one (RFC 3986, 3.2.3), or a number. `authority`: without a user.
+fn has_sound_port(authority: &Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    match rest.strip_prefix(':') {
+        Some(port) => port.is_empty() || (port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+        None => rest.is_empty(),
+    }
+}
+
 /// `origin`: `scheme://host[:port]`; `null` and everything else is foreign.
 fn same_origin(origin: &str, host: &Authority, tls: bool) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let Ok(authority) = authority.parse::<Authority>() else { return false };
+    // No browser sends a user in it.
+    if authority.as_str().contains('@') || !has_sound_port(&authority) {
+        return false;
+    }
     let default_port = match scheme {
         "https" => 443,
         // A page without TLS may have been written by whoever sits between.
@@ -232,6 +253,8 @@ struct Read {
     tokens: Arc<Tokens>,
     stamp: Option<Stamp>,
     checked: Instant,
+    /// Why `tokens` are not those of the file.
+    problem: Option<String>,
 }
 
 /// Changes whenever the file does.
@@ -249,36 +272,53 @@ const TOKENS_LENGTH: u64 = 1024 * 1024;
 impl TokenFile {
     fn open(path: &Path) -> Result<Self, AccessError> {
         let stamp = stamp(path);
-        let tokens = Arc::new(read_tokens(path)?);
-        Ok(Self { path: path.to_owned(), read: Mutex::new(Read { tokens, stamp, checked: Instant::now() }) })
+        let tokens = Arc::new(read_tokens(path).map_err(|refused| refused.error)?);
+        let read = Read { tokens, stamp, checked: Instant::now(), problem: None };
+        Ok(Self { path: path.to_owned(), read: Mutex::new(read) })
     }
 
-    /// The tokens, read again when their file has changed. A file with faults changes nothing and is logged once.
+    /// The tokens, read again when their file has changed.
+    ///
+    /// A file with faults adds no token and raises no role, but takes away what it does not have any more: whoever
+    /// revokes a token must not have to get the rest right first. One that cannot be read changes nothing.
     async fn current(&self) -> Arc<Tokens> {
         let now = Instant::now();
-        let (tokens, before) = {
+        let (tokens, before, refused) = {
             let mut read = self.read.lock();
             if now < read.checked + CHECK_EVERY {
                 return read.tokens.clone();
             }
             read.checked = now;
-            (read.tokens.clone(), read.stamp)
+            (read.tokens.clone(), read.stamp, read.problem.is_some())
         };
         let path = self.path.clone();
         let look = move || {
             // Before the content: a change in between is seen at the next look.
             let stamp = stamp(&path);
-            (stamp != before).then(|| (stamp, read_tokens(&path)))
+            // What could not be read may be readable now, and its stamp the same.
+            (stamp != before || refused).then(|| (stamp, read_tokens(&path)))
         };
         let Ok(Some((stamp, again))) = tokio::task::spawn_blocking(look).await else { return tokens };
         let mut read = self.read.lock();
         read.stamp = stamp;
         match again {
             Ok(again) => {
-                info!(path = %self.path.display(), tokens = again.len(), "Tokens read again");
+                if stamp != before || refused {
+                    info!(path = %self.path.display(), tokens = again.len(), "Tokens read again");
+                }
                 read.tokens = Arc::new(again);
+                read.problem = None;
             }
-            Err(error) => error!(%error, "Tokens have changed but not been taken over; the ones before still count"),
+            Err(Refused { error, text }) => {
+                if let Some(text) = text {
+                    read.tokens = Arc::new(read.tokens.restricted_to(&text));
+                }
+                let (problem, left) = (error.to_string(), read.tokens.len());
+                if read.problem.as_ref() != Some(&problem) {
+                    error!(%error, left, "Tokens not taken over; those before still count, but for what is gone");
+                }
+                read.problem = Some(problem);
+            }
         }
         read.tokens.clone()
     }
@@ -294,20 +334,31 @@ fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-fn read_tokens(path: &Path) -> Result<Tokens, AccessError> {
-    let unreadable = |source| AccessError::Unreadable { path: path.to_owned(), source };
+/// Why a tokens file was not taken over, and what is in it, if it could be read.
+struct Refused {
+    error: AccessError,
+    text: Option<String>,
+}
+
+fn read_tokens(path: &Path) -> Result<Tokens, Refused> {
+    let unreadable = |source| Refused { error: AccessError::Unreadable { path: path.to_owned(), source }, text: None };
     let file = fs::metadata(path).map_err(unreadable)?;
     if !file.is_file() || file.len() > TOKENS_LENGTH {
         let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a file of at most 1 MiB");
         return Err(unreadable(problem));
     }
+    let bytes = fs::read(path).map_err(unreadable)?;
+    // A line that is no text has a token that nobody can send.
+    let text = String::from_utf8_lossy(&bytes).into_owned();
     let mode = file.mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(AccessError::Exposed { path: path.to_owned(), mode });
+        return Err(Refused { error: AccessError::Exposed { path: path.to_owned(), mode }, text: Some(text) });
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
-    Tokens::parse(&text).map_err(|faults| AccessError::Faulty {
-        faults: faults.into_iter().map(|fault| format!("{}, {fault}", path.display())).collect(),
+    Tokens::parse(&text).map_err(|faults| Refused {
+        error: AccessError::Faulty {
+            faults: faults.into_iter().map(|fault| format!("{}, {fault}", path.display())).collect(),
+        },
+        text: Some(text.clone()),
     })
 }
 
@@ -334,6 +385,7 @@ mod tests {
             ("127.0.0.1:9900", true),
             ("127.0.0.1", true),
             ("[::1]:9900", true),
+            ("[::ffff:127.0.0.1]:9900", true),
             ("10.1.2.3:80", true),
             ("10.1.2.4", false),
             ("admin.example", true),
@@ -356,6 +408,8 @@ mod tests {
             ("https://admin.example", "admin.example", false, true),
             ("http://admin.example", "admin.example", true, false),
             ("http://localhost:9901", "localhost:9900", false, false),
+            ("http://user@localhost:9900", "localhost:9900", false, false),
+            ("http://localhost:x", "localhost:80", false, false),
             ("http://evil.example", "localhost:9900", false, false),
             ("null", "localhost:9900", false, false),
             ("", "localhost:9900", false, false),

@@ -11,15 +11,21 @@ use super::{Problem, State, body::Fields, status::VERSION};
 use crate::{Control, MirrorObservation, Observation, Outcome, RouteView, Verdict};
 
 /// Prometheus text
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Exposition format 0.0.4", body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
     let refused = state.refused.lock().clone();
-    let text = write(&state.control, &refused, state.started.elapsed().as_secs_f64());
+    let tokens_refused = state.access.tokens_problem().is_some();
+    let text = write(&state.control, &refused, tokens_refused, state.started.elapsed().as_secs_f64());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
-fn write(control: &Control, refused: &BTreeMap<&'static str, u64>, uptime_seconds: f64) -> String {
+fn write(
+    control: &Control,
+    refused: &BTreeMap<&'static str, u64>,
+    tokens_refused: bool,
+    uptime_seconds: f64,
+) -> String {
     let routes: Vec<(RouteView, Observation)> = control
         .states()
         .into_iter()
@@ -34,7 +40,9 @@ fn write(control: &Control, refused: &BTreeMap<&'static str, u64>, uptime_second
     write_arms(&mut out, &routes);
     write_routes(&mut out, &routes);
     write_mirrors(&mut out, &routes);
-    out.text
+    out.family("crossfade_admin_tokens_refused", GAUGE, "1: the tokens file as it is now was not taken over");
+    out.sample("crossfade_admin_tokens_refused", &[], u8::from(tokens_refused));
+    out.text()
 }
 
 fn write_process(out: &mut Exposition, control: &Control, refused: &BTreeMap<&'static str, u64>, uptime_seconds: f64) {
@@ -46,21 +54,16 @@ fn write_process(out: &mut Exposition, control: &Control, refused: &BTreeMap<&'s
     out.sample("crossfade_ready", &[], u8::from(control.plane().ready()));
     out.family("crossfade_audit_rows_lost_total", COUNTER, "Audit rows and incidents the disk did not take in time");
     out.sample("crossfade_audit_rows_lost_total", &[], control.rows_dropped());
+    out.family("crossfade_audit_refusals_skipped_total", COUNTER, "Refused attempts without a row in the audit trail");
+    out.sample("crossfade_audit_refusals_skipped_total", &[], control.refusals_skipped());
 
     out.family("crossfade_admin_refused_total", COUNTER, "Requests to the admin API that were answered with a problem");
     for (reason, count) in refused {
         out.sample("crossfade_admin_refused_total", &[("reason", reason)], count);
     }
 
-    let mut counters = control.plane().process_counters();
-    // All samples of a family must stand together.
-    counters.sort_by_key(|counter| counter.name);
-    let mut family = "";
-    for counter in &counters {
-        if counter.name != family {
-            family = counter.name;
-            out.family(counter.name, COUNTER, counter.help);
-        }
+    for counter in &control.plane().process_counters() {
+        out.family(counter.name, COUNTER, counter.help);
         let labels: Vec<(&str, &str)> = counter.label.iter().map(|(name, value)| (*name, value.as_str())).collect();
         out.sample(counter.name, &labels, counter.value);
     }
@@ -239,27 +242,47 @@ const BOUNDS_US: [u64; 15] = [
     10_000_000, 30_000_000, 60_000_000,
 ];
 
-/// Writes the exposition format, a family at a time.
+/// Collects samples by their families. The format wants each family once, with all its samples, however they come.
 #[derive(Default)]
 struct Exposition {
+    /// In the order they were first named.
+    families: Vec<Family>,
+    /// Where samples go.
+    current: usize,
+}
+
+struct Family {
+    name: String,
     text: String,
 }
 
 impl Exposition {
+    /// Samples go to this family from now on. What it was first called counts.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let known = self.families.iter().position(|family| family.name == name);
+        self.current = known.unwrap_or_else(|| {
+            let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+            let text = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+            self.families.push(Family { name: name.to_owned(), text });
+            self.families.len() - 1
+        });
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        self.text.push_str(name);
+        let Some(Family { text, .. }) = self.families.get_mut(self.current) else { return };
+        text.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
             let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.text, "{}{label}=\"{value}\"", if index == 0 { '{' } else { ',' });
+            let _ = write!(text, "{}{label}=\"{value}\"", if index == 0 { '{' } else { ',' });
         }
         if !labels.is_empty() {
-            self.text.push('}');
+            text.push('}');
         }
-        let _ = writeln!(self.text, " {value}");
+        let _ = writeln!(text, " {value}");
+    }
+
+    fn text(&self) -> String {
+        self.families.iter().map(|family| family.text.as_str()).collect()
     }
 
     fn histogram(&mut self, name: &str, labels: &[(&str, &str)], latency_us: &Histogram<u64>) {
@@ -295,11 +318,26 @@ mod tests {
             latency.record(us).unwrap();
         }
         let mut out = Exposition::default();
+        out.family("x_seconds", HISTOGRAM, "a test");
         out.histogram("x_seconds", &[("route", "a\"b\\c\n")], &latency);
+        let text = out.text();
         let bucket = |le: &str| format!("x_seconds_bucket{{route=\"a\\\"b\\\\c\\n\",le=\"{le}\"}}");
         for (le, expected) in [("0.001", 1), ("0.0025", 2), ("0.025", 2), ("0.05", 3), ("60", 3), ("+Inf", 4)] {
-            assert!(out.text.contains(&format!("{} {expected}\n", bucket(le))), "{le}: {}", out.text);
+            assert!(text.contains(&format!("{} {expected}\n", bucket(le))), "{le}: {text}");
         }
-        assert!(out.text.contains("x_seconds_count{route=\"a\\\"b\\\\c\\n\"} 4\n"));
+        assert!(text.contains("x_seconds_count{route=\"a\\\"b\\\\c\\n\"} 4\n"));
+    }
+
+    #[test]
+    fn a_family_that_is_named_again_is_written_once() {
+        let mut out = Exposition::default();
+        for (family, label) in [("x_total", "a"), ("y_total", "b"), ("x_total", "c")] {
+            out.family(family, COUNTER, "of two\nlines");
+            out.sample(family, &[("label", label)], 1);
+        }
+        let expected = "# HELP x_total of two\\nlines\n# TYPE x_total counter\n\
+                        x_total{label=\"a\"} 1\nx_total{label=\"c\"} 1\n\
+                        # HELP y_total of two\\nlines\n# TYPE y_total counter\ny_total{label=\"b\"} 1\n";
+        assert_eq!(out.text(), expected);
     }
 }

@@ -88,10 +88,7 @@ impl Problem {
 
 impl From<Refusal> for Box<Problem> {
     fn from(refusal: Refusal) -> Self {
-        let text = refusal.to_string();
-        // Control's errors read "problem; cure". What the store says of its file is for the logs.
-        let (detail, cure) = text.split_once("; ").unwrap_or((&text, "try again"));
-        let problem = |status, word| Problem::new(status, word, detail).cure(cure);
+        let problem = |status, word| Problem::new(status, word, refusal.problem()).cure(refusal.cure());
         let unavailable = |word| problem(StatusCode::SERVICE_UNAVAILABLE, word).header(header::RETRY_AFTER, "1");
         match &refusal {
             Refusal::UnknownRoute { .. } => problem(StatusCode::NOT_FOUND, "unknown-route").field("route"),

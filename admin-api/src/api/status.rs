@@ -38,6 +38,10 @@ pub(super) struct Status {
     uptime_seconds: u64,
     /// Rows of the audit trail and incidents that were lost because the disk failed for long.
     audit_rows_lost: u64,
+    /// Refused attempts that have no row in the audit trail, because there were more than 60 in their minute.
+    audit_refusals_skipped: u64,
+    /// Why the tokens file as it is now was not taken over; null when it was.
+    tokens_problem: Option<String>,
     routes: Vec<RouteStatus>,
 }
 
@@ -133,7 +137,7 @@ impl MirrorStatus {
 }
 
 /// Everything about every route
-#[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
+#[utoipa::path(get, path = "/status", responses((status = 200, description = "As it is now", body = Status)))]
 pub(super) async fn status(state: State, uri: Uri) -> Result<Json<Status>, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
     let control = &state.control;
@@ -166,6 +170,8 @@ pub(super) async fn status(state: State, uri: Uri) -> Result<Json<Status>, Box<P
         ready: control.plane().ready(),
         uptime_seconds: state.started.elapsed().as_secs(),
         audit_rows_lost: control.rows_dropped(),
+        audit_refusals_skipped: control.refusals_skipped(),
+        tokens_problem: state.access.tokens_problem(),
         routes: control.states().into_iter().filter_map(describe).collect(),
     }))
 }
@@ -199,7 +205,7 @@ pub(super) struct Health {
 }
 
 /// The process lives. Needs no token
-#[utoipa::path(get, path = "/health", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/health", responses((status = 200, description = "It does", body = Health)))]
 pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok", service: SERVICE, version: VERSION })
 }
@@ -209,7 +215,7 @@ pub(super) async fn health() -> Json<Health> {
     get,
     path = "/ready",
     responses(
-        (status = 200, body = Health),
+        (status = 200, description = "It may", body = Health),
         (status = 503, description = "Not all listeners serve yet, or they are draining", body = Problem,
          content_type = "application/problem+json"),
     )
@@ -249,7 +255,7 @@ const LIMIT: usize = 100;
         ("route" = Option<String>, Query, description = "Only those of this route"),
         ("limit" = Option<u32>, Query, description = "At most this many, up to 1000; 100 when left out"),
     ),
-    responses((status = 200, body = IncidentList))
+    responses((status = 200, description = "All that were asked for and are kept", body = IncidentList))
 )]
 pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     let (route, limit) = window(&uri, crate::INCIDENTS_KEPT)?;
@@ -264,7 +270,7 @@ pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Box<Pr
     path = "/incidents/{id}",
     params(("id" = String, Path)),
     responses(
-        (status = 200, body = crate::Incident),
+        (status = 200, description = "With all it rested on", body = crate::Incident),
         (status = 404, description = "No such incident", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -286,7 +292,7 @@ pub(super) async fn incident(state: State, id: Result<Path<String>, PathRejectio
         ("route" = Option<String>, Query, description = "Only those of this route"),
         ("limit" = Option<u32>, Query, description = "At most this many, up to 10000; 100 when left out"),
     ),
-    responses((status = 200, body = AuditTrail))
+    responses((status = 200, description = "All that were asked for and are kept", body = AuditTrail))
 )]
 pub(super) async fn audit(state: State, uri: Uri) -> Result<Json<AuditTrail>, Box<Problem>> {
     let (route, limit) = window(&uri, crate::AUDIT_ROWS_KEPT)?;
@@ -302,5 +308,7 @@ fn window(uri: &Uri, most: usize) -> Result<(Option<String>, usize), Box<Problem
 }
 
 fn unreadable(error: StoreError) -> Box<Problem> {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", with_sources(&error)).header(header::RETRY_AFTER, "1")
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", with_sources(&error))
+        .cure("see the state file's disk and try again")
+        .header(header::RETRY_AFTER, "1")
 }

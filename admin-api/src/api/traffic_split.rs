@@ -48,27 +48,40 @@ pub(super) struct TrafficSplits {
     routes: Vec<TrafficSplit>,
 }
 
-/// Either side may be left out. Instead of `green_percentage` and `blue_percentage` the labels work, too:
-/// `go_percentage`, `python_percentage`.
+/// One side is enough. By the label of its arm a side is called `LABEL_percentage`, too: `go_percentage`,
+/// `python_percentage`.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documents the body, which is read field by field to report every fault")]
 struct SplitRequest {
     /// May be left out when there is only one.
+    #[schema(nullable = false)]
     route: Option<String>,
     /// 0 to 100 in steps of 0.01.
-    #[schema(example = 10)]
+    #[schema(example = 10, nullable = false, minimum = 0, maximum = 100)]
     green_percentage: Option<f64>,
-    #[schema(example = 90)]
+    #[schema(example = 90, nullable = false, minimum = 0, maximum = 100)]
     blue_percentage: Option<f64>,
 }
 
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documents the body, which is read field by field to report every fault")]
-struct ReasonRequest {
+struct RollbackRequest {
     /// May be left out when there is only one.
+    #[schema(nullable = false)]
     route: Option<String>,
-    /// One line, at most 500 characters. Must be there for a reset.
+    /// One line, at most 500 characters.
+    #[schema(nullable = false)]
     reason: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "documents the body, which is read field by field to report every fault")]
+struct ResetRequest {
+    /// May be left out when there is only one.
+    #[schema(nullable = false)]
+    route: Option<String>,
+    /// One line, at most 500 characters.
+    reason: String,
 }
 
 /// Seconds over which the achieved split is counted.
@@ -99,7 +112,7 @@ pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem
     query.finish(&["route"])?;
     let control = &state.control;
     match route {
-        Some(route) => Ok(one(control, &control.state(&route)?)),
+        Some(route) => one(control, &control.state(&route)?),
         None => {
             let views = control.states();
             let routes = views.iter().filter_map(|view| describe(control, view)).collect();
@@ -120,13 +133,9 @@ pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem
     request_body = SplitRequest,
     responses(
         (status = 200, description = "On disk and live", body = TrafficSplit),
-        (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "Latched, and green would rise", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Latched, and green would rise; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "Longer than 64 KiB", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "Fields that make no sense", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -140,18 +149,17 @@ pub(super) async fn change(
     let parsed = asked.split(control, request).await;
     let (route, split, if_match) = parsed.map_err(|problem| asked.refused(control, "split", &caller, problem))?;
     let view = control.set_split(&route, split, &caller.actor, if_match).await?;
-    Ok(one(control, &view))
+    one(control, &view)
 }
 
-/// Takes green to 0 and latches the route
+/// Takes green to 0 and latches the route. An If-Match is ignored: an emergency stop does not fail on a stale tag
 #[utoipa::path(
     post,
     path = "/rollback",
-    request_body = ReasonRequest,
+    request_body = RollbackRequest,
     responses(
         (status = 200, description = "On disk and live", body = TrafficSplit),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "Fields that make no sense", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Live, but could not be recorded", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -162,21 +170,23 @@ pub(super) async fn rollback(
 ) -> Result<Response, Box<Problem>> {
     let control = &state.control;
     let mut asked = Asked::default();
-    let parsed = asked.reason(control, request, false).await;
-    let (route, reason) = parsed.map_err(|problem| asked.refused(control, "rollback", &caller, problem))?;
+    let parsed = asked.reason(control, request, Urgency::Emergency).await;
+    let (route, reason, _) = parsed.map_err(|problem| asked.refused(control, "rollback", &caller, problem))?;
     let view = control.rollback(&route, &reason, &caller.actor).await?;
-    Ok(one(control, &view))
+    one(control, &view)
 }
 
 /// Clears the latch and the guard's evidence
 #[utoipa::path(
     post,
     path = "/reset",
-    request_body = ReasonRequest,
+    params(("if-match" = Option<String>, Header, description = "The ETag that must still be current")),
+    request_body = ResetRequest,
     responses(
         (status = 200, description = "On disk and live", body = TrafficSplit),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "Fields that make no sense", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
+        (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -187,10 +197,18 @@ pub(super) async fn reset(
 ) -> Result<Response, Box<Problem>> {
     let control = &state.control;
     let mut asked = Asked::default();
-    let parsed = asked.reason(control, request, true).await;
-    let (route, reason) = parsed.map_err(|problem| asked.refused(control, "reset", &caller, problem))?;
-    let view = control.reset(&route, &reason, &caller.actor).await?;
-    Ok(one(control, &view))
+    let parsed = asked.reason(control, request, Urgency::Considered).await;
+    let (route, reason, if_match) = parsed.map_err(|problem| asked.refused(control, "reset", &caller, problem))?;
+    let view = control.reset(&route, &reason, &caller.actor, if_match).await?;
+    one(control, &view)
+}
+
+/// What a change that has a reason is held up by.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Urgency {
+    /// By nothing: neither a missing reason nor a stale tag.
+    Emergency,
+    Considered,
 }
 
 /// What is known of a request so far, for the audit trail when it is refused.
@@ -244,26 +262,32 @@ impl Asked {
         let allowed: Vec<&str> = ["route"].into_iter().chain(names.iter().map(|(name, _)| name.as_str())).collect();
         fields.finish(&allowed)?;
         let split = split.ok_or_else(|| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", "no share given"))?;
-        let current = || control.state(&route.name).ok().map(|view| view.recorded.revision);
-        Ok((route.name.clone(), split, if_match(&headers, current)?))
+        let if_match = if_match(&headers, || revision(control, &route.name))?;
+        Ok((route.name.clone(), split, if_match))
     }
 
     async fn reason(
         &mut self,
         control: &Control,
         request: Request,
-        needed: bool,
-    ) -> Result<(String, String), Box<Problem>> {
+        urgency: Urgency,
+    ) -> Result<(String, String, Option<u64>), Box<Problem>> {
+        let headers = request.headers().clone();
         let mut fields = Fields::read(request).await?;
         let config = control.config();
         let route = self.route(&config.routes, &mut fields)?;
         let given = fields.has("reason");
         let reason = fields.text("reason");
-        if needed && !given {
+        if urgency == Urgency::Considered && !given {
             fields.fault("reason", "is missing", "say why, for whoever reads the audit trail");
         }
         fields.finish(&["route", "reason"])?;
-        Ok((route.name.clone(), reason.unwrap_or_else(|| "no reason given".to_owned())))
+        let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
+        let if_match = match urgency {
+            Urgency::Emergency => None,
+            Urgency::Considered => if_match(&headers, || revision(control, &route.name))?,
+        };
+        Ok((route.name.clone(), reason, if_match))
     }
 
     /// The route of a body; the only one where it names none.
@@ -298,10 +322,14 @@ impl Asked {
         }
     }
 
-    fn refused(&self, control: &Control, action: &str, caller: &Caller, problem: Box<Problem>) -> Box<Problem> {
+    fn refused(&self, control: &Control, action: &'static str, caller: &Caller, problem: Box<Problem>) -> Box<Problem> {
         control.refused(action, self.route.as_deref(), self.split, &caller.actor, &problem.detail);
         problem
     }
+}
+
+fn revision(control: &Control, route: &str) -> Option<u64> {
+    control.state(route).ok().map(|view| view.recorded.revision)
 }
 
 /// Every name that a side of this route goes by.
@@ -346,10 +374,16 @@ fn if_match(headers: &HeaderMap, current: impl FnOnce() -> Option<u64>) -> Resul
     Ok(Some(now.or_else(|| revisions.first().copied()).unwrap_or(0)))
 }
 
-fn one(control: &Control, view: &RouteView) -> Response {
-    let mut response = Json(describe(control, view)).into_response();
+fn one(control: &Control, view: &RouteView) -> Result<Response, Box<Problem>> {
+    let Some(split) = describe(control, view) else {
+        control.state(&view.route)?;
+        return Err(Problem::new(StatusCode::NOT_FOUND, "unknown-route", "a reload has taken the route away")
+            .field("route")
+            .cure("see /traffic-split for those there are"));
+    };
+    let mut response = Json(split).into_response();
     tag(&mut response, view);
-    response
+    Ok(response)
 }
 
 fn tag(response: &mut Response, view: &RouteView) {

@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,14 +15,22 @@ use parking_lot::Mutex;
 use ring::digest;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
-use super::{AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, StateStore, StoreError};
+use super::{
+    AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, REFUSED, Recorded,
+    StateStore, StoreError,
+};
 
 /// See the module `store`.
 #[derive(Debug)]
 pub struct Sqlite {
     path: PathBuf,
+    /// Of the file that is open.
+    identity: Identity,
     connection: Mutex<Connection>,
 }
+
+/// Device and inode: the path may lead to another file one day.
+type Identity = (u64, u64);
 
 impl Sqlite {
     /// Opens a state file, or makes a new one where there is none, and keeps it locked until dropped. Blocks.
@@ -38,9 +46,22 @@ impl Sqlite {
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
             Err(source) => return Err(StoreError::Open { path: path.to_owned(), source: source.into() }),
         }
+        // SQLite does not tell which file it has opened: the one that is there before and after.
+        let before = identity(path);
         let connection = connect(path)?;
+        let identity = before
+            .filter(|before| identity(path) == Some(*before))
+            .ok_or_else(|| StoreError::Replaced { path: path.to_owned() })?;
         verify(path, &connection)?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+        Ok(Self { path: path.to_owned(), identity, connection: Mutex::new(connection) })
+    }
+
+    /// Nobody would find what is written to a file that the path does not lead to.
+    fn check_in_place(&self) -> Result<(), StoreError> {
+        if identity(&self.path) == Some(self.identity) {
+            return Ok(());
+        }
+        Err(StoreError::Replaced { path: self.path.clone() })
     }
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
@@ -55,7 +76,9 @@ impl StateStore for Sqlite {
     }
 
     fn record(&self, batch: &Batch) -> Result<(), StoreError> {
-        write(&mut self.connection.lock(), batch).map_err(self.failed("writing"))
+        self.check_in_place()?;
+        write(&mut self.connection.lock(), batch).map_err(self.failed("writing"))?;
+        self.check_in_place()
     }
 
     fn incidents(&self, route: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
@@ -198,6 +221,10 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()
+}
+
+fn identity(path: &Path) -> Option<Identity> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Opens and locks, and lets SQLite roll back what a killed process had begun.
@@ -424,8 +451,16 @@ fn write(connection: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
             .prepare_cached("INSERT INTO incident VALUES (NULL, ?1, ?2, ?3)")?
             .execute(params![id, route, json])?;
     }
-    transaction
-        .execute("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?1", [AUDIT_ROWS_KEPT as i64])?;
+    if !batch.audit.is_empty() {
+        for (refused, kept) in [(false, AUDIT_ROWS_KEPT), (true, AUDIT_REFUSALS_KEPT)] {
+            transaction
+                .prepare_cached(
+                    "DELETE FROM audit WHERE (outcome = ?1) = ?2 AND number <=
+                     (SELECT number FROM audit WHERE (outcome = ?1) = ?2 ORDER BY number DESC LIMIT 1 OFFSET ?3)",
+                )?
+                .execute(params![REFUSED, refused, kept as i64])?;
+        }
+    }
     transaction.execute(
         "DELETE FROM incident WHERE number <= (SELECT max(number) FROM incident) - ?1",
         [INCIDENTS_KEPT as i64],

@@ -38,7 +38,7 @@ async fn a_hostile_host_or_origin_is_turned_away() {
         let answer = server.send("GET", "/status", &[("host", host)], b"").await;
         assert_eq!(answer.problem(421)["field"], "host", "{host}");
     }
-    for host in ["", "a b", "user@localhost"] {
+    for host in ["", "a b", "user@localhost", "localhost:x", "localhost:99999", "127.0.0.1:+80"] {
         assert_eq!(status(&[("host", host)]).await, 400, "{host}");
     }
     assert_eq!(status(&[("host", "localhost"), ("host", "localhost")]).await, 400);
@@ -47,7 +47,9 @@ async fn a_hostile_host_or_origin_is_turned_away() {
     server.raw(absolute.as_bytes()).await.problem(400);
 
     assert_eq!(status(&[("origin", &format!("http://{own}"))]).await, 200);
-    for origin in ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"] {
+    for origin in
+        ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost", &format!("http://user@{own}")]
+    {
         let answer = server.send("GET", "/status", &[("origin", origin)], b"").await;
         assert_eq!(answer.problem(403)["field"], "origin", "{origin}");
     }
@@ -98,6 +100,79 @@ async fn tokens_say_who_may_do_what() {
 }
 
 #[tokio::test]
+async fn nobody_without_a_token_writes_to_the_audit_trail() {
+    let folder = Folder::new();
+    let path = folder.file("tokens");
+    tokens_file(&path, &format!("{OPERATE} operate ann\n{READ} read\n"));
+    let server = Server::with(shop(), &with_tokens(&path)).await;
+    for path in ["/health", "/ready", "/api/health", "/api/ready"] {
+        for method in ["POST", "DELETE", "OPTIONS", "PURGE"] {
+            let answer = server.send(method, path, &[], b"").await;
+            answer.problem(405);
+            assert_eq!(answer.header("allow"), Some("GET,HEAD"), "{method} {path}");
+        }
+    }
+    server.post("/rollback", "{}").await.problem(401);
+    let authorization = format!("Bearer {READ}");
+    let long = format!("/{}", "x".repeat(5_000));
+    for path in [long.as_str(), "/api/rollback", "/status"] {
+        server.send("POST", path, &[("authorization", &authorization)], b"").await.problem(403);
+    }
+    server.control.flush().await.unwrap();
+    let rows = server.store.audit.lock().clone();
+    let refused: Vec<(&str, &str)> = rows
+        .iter()
+        .filter(|row| row.outcome == "refused")
+        .map(|row| (row.actor.as_str(), row.action.as_str()))
+        .collect();
+    assert_eq!(refused, [("token-line-2", "unknown"), ("token-line-2", "rollback"), ("token-line-2", "unknown")]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_token_stops_even_when_its_file_is_refused() {
+    let folder = Folder::new();
+    let path = folder.file("tokens");
+    tokens_file(&path, &format!("{OPERATE} operate\n{READ} read\n"));
+    let server = Server::with(shop(), &with_tokens(&path)).await;
+    let status = async |token: &str| {
+        let authorization = format!("Bearer {token}");
+        server.send("GET", "/status", &[("authorization", authorization.as_str())], b"").await
+    };
+    let wait_for = async |what: &str, token: &str, expected: &dyn Fn(u16, &str) -> bool| {
+        let change = async {
+            loop {
+                let answer = status(token).await;
+                if expected(answer.status, &answer.body) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), change).await.unwrap_or_else(|_| panic!("never: {what}"));
+    };
+    assert!(status(READ).await.json()["tokens_problem"].is_null());
+
+    // Gone with the file: nothing is known of what it would say.
+    fs::remove_file(&path).unwrap();
+    wait_for("the loss shows", OPERATE, &|_, body| body.contains("\"tokens_problem\":\"admin.tokens: ")).await;
+    let authorization = format!("Bearer {READ}");
+    let metrics = server.send("GET", "/metrics", &[("authorization", authorization.as_str())], b"").await.body;
+    assert!(metrics.contains("crossfade_admin_tokens_refused 1\n"), "{metrics}");
+
+    // Readable by others, and with a faulty line: what is not in it stops all the same.
+    fs::write(&path, format!("{READ} read\nshort read\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    wait_for("the revoked token stops", OPERATE, &|status, _| status == 401).await;
+    let answer = status(READ).await;
+    assert!(answer.json()["tokens_problem"].as_str().unwrap().contains("mode 644"), "{answer:?}");
+
+    tokens_file(&path, &format!("{READ} read\n"));
+    wait_for("all is well", READ, &|_, body| body.contains("\"tokens_problem\":null")).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn changed_tokens_are_taken_over_and_faulty_ones_are_not() {
     let folder = Folder::new();
     let path = folder.file("tokens");
@@ -117,7 +192,7 @@ async fn changed_tokens_are_taken_over_and_faulty_ones_are_not() {
     tokens_file(&path, &format!("{READ} read\n"));
     wait_for(READ, 200).await;
     wait_for(OPERATE, 401).await;
-    tokens_file(&path, "short read\n");
+    tokens_file(&path, &format!("{READ} read\n{OPERATE} admin\n"));
     let looked_at_twice = Instant::now() + Duration::from_millis(2_100);
     while Instant::now() < looked_at_twice {
         wait_for(READ, 200).await;
@@ -142,6 +217,9 @@ fn access_that_would_be_unsafe_is_not_opened() {
     assert!(matches!(Access::open(&public(false, Some(tls.clone()))), Err(AccessError::Unprotected(_))));
     assert!(matches!(Access::open(&public(true, None)), Err(AccessError::Unprotected(_))));
     assert!(Access::open(&public(true, Some(tls))).is_ok());
+    let listening = |address: &str| Admin { listen: address.parse().unwrap(), ..public(false, None) };
+    assert!(Access::open(&listening("[::ffff:127.0.0.1]:9900")).is_ok());
+    assert!(Access::open(&listening("[::ffff:10.0.0.1]:9900")).is_err());
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     let error = Access::open(&with_tokens(&path)).unwrap_err();

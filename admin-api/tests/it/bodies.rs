@@ -161,6 +161,14 @@ async fn rollback_latches_and_reset_frees() {
     let conflict = server.post("/traffic-split", r#"{"green_percentage":1}"#).await.problem(409);
     assert!(conflict["detail"].as_str().unwrap().contains("p95 is up"), "{conflict}");
     assert_eq!(conflict["cure"], "reset it before raising green");
+    let body = br#"{"route":"shop","reason":"fixed"}"#;
+    let conditional = async |path: &str| {
+        let headers = [("content-type", "application/json"), ("if-match", "\"1\"")];
+        server.send("POST", path, &headers, body).await
+    };
+    assert_eq!(conditional("/reset").await.problem(412)["field"], "if-match");
+    assert_eq!(conditional("/rollback").await.status, 200, "an emergency stop does not fail on a stale tag");
+    assert!(server.plane.live("shop").latched);
     server.post("/reset", r#"{"route":"shop"}"#).await.problem(422);
     server.post("/reset", r#"{"route":"shop","reason":" "}"#).await.problem(422);
     server.post("/rollback", r#"{"route":"shop","reason":"a\nb"}"#).await.problem(422);
@@ -241,5 +249,16 @@ async fn what_is_not_there_is_a_problem_too() {
     server.plane.draining.store(true, Ordering::Relaxed);
     server.get("/ready").await.problem(503);
     assert_eq!(server.get("/health").await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn detail_and_cure_are_apart_whatever_a_reason_says() {
+    let server = Server::start(shop()).await;
+    server.post("/traffic-split", r#"{"green_percentage":50}"#).await;
+    server.post("/rollback", r#"{"reason":"green failed 9 of 20; its error rate is high; see above"}"#).await;
+    let conflict = server.post("/traffic-split", r#"{"green_percentage":60}"#).await.problem(409);
+    let detail = "route shop: is latched (green failed 9 of 20; its error rate is high; see above)";
+    assert_eq!((&conflict["detail"], &conflict["cure"]), (&detail.into(), &"reset it before raising green".into()));
     server.stop().await;
 }

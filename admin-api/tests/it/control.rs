@@ -1,6 +1,12 @@
 //! Order of disk and live, refusals, reloads.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use admin_api::{Actor, Control, ControlError, DataPlane, Happened, Judgement, Recorded, Refusal, StateStore, judge};
 use config::Guard;
@@ -79,10 +85,14 @@ async fn raising_waits_for_the_disk_and_lowering_does_not() {
 
     store.release();
     assert!(matches!(raise.await.unwrap(), Err(Refusal::Overtaken { .. })));
+    assert_eq!(store.recorded("shop").split, split(1.0), "before it is answered the disk has what is live");
     let lowered = lower.await.unwrap().unwrap();
     assert_eq!(lowered.recorded.split, split(1.0));
     assert_eq!(store.recorded("shop"), lowered.recorded);
     assert_eq!(plane.live("shop"), lowered.recorded.state());
+    eventually("the refusal is audited", || store.audit.lock().iter().any(|row| row.outcome == "refused")).await;
+    let rows = store.audit.lock();
+    assert!(rows.iter().all(|row| row.outcome == "refused" || row.after != Some(split(50.0))), "{rows:?}");
 }
 
 #[tokio::test]
@@ -109,6 +119,8 @@ async fn when_the_disk_fails_raising_changes_nothing_and_lowering_stays_live() {
     let error = control.set_split("shop", split(20.0), &ann(), None).await.unwrap_err();
     assert!(matches!(error, Refusal::NotRecorded(_)), "{error}");
     assert_eq!((plane.live("shop").split, store.recorded("shop").split), (split(10.0), split(10.0)));
+
+    assert!(!control.state("shop").unwrap().persisted, "a write that failed may have reached the disk");
 
     let error = control.rollback("shop", "errors", &ann()).await.unwrap_err();
     assert!(matches!(error, Refusal::LiveNotRecorded(_)), "{error}");
@@ -139,7 +151,11 @@ async fn a_latch_holds_green_down_until_a_reset() {
     assert_eq!(error.to_string(), "route shop: is latched (p95); reset it before raising green");
     assert!(control.set_split("shop", split(0.0), &ann(), None).await.is_ok());
 
-    let reset = control.reset("shop", "fixed", &ann()).await.unwrap();
+    let stale = control.reset("shop", "fixed", &ann(), Some(2)).await.unwrap_err();
+    assert!(matches!(stale, Refusal::Stale { current: 3, given: 2, .. }), "{stale}");
+    assert!(plane.live("shop").latched && plane.forgotten.lock().is_empty());
+    let reset = control.reset("shop", "fixed", &ann(), Some(3)).await.unwrap();
+    assert_eq!(*plane.forgotten.lock(), ["shop"]);
     assert_eq!((reset.recorded.latch, reset.recorded.revision), (None, 4));
     assert!(!plane.live("shop").latched);
     control.set_split("shop", split(1.0), &ann(), None).await.unwrap();
@@ -198,8 +214,9 @@ async fn a_reset_drops_the_evidence_and_judgements_made_of_it() {
     let before = control.watched().remove(0);
     control.reload(shop()).await.unwrap();
     assert_eq!(control.watched()[0].after, None, "a reload keeps evidence");
-    control.reset("shop", "try again", &ann()).await.unwrap();
+    control.reset("shop", "try again", &ann(), None).await.unwrap();
     assert!(control.trip("shop", before.epoch, &judgement).is_none());
+    assert_eq!(*plane.forgotten.lock(), ["shop"], "what is under way is no evidence either");
     let after = control.watched().remove(0);
     assert_eq!(after.after, Some(3), "three seconds were seen, and the fourth was under way");
     assert_eq!(plane.live("shop").split, split(50.0));
@@ -258,4 +275,145 @@ async fn many_changes_at_once_leave_disk_and_live_the_same() {
         let revisions: Vec<u64> = plane.applied.lock().iter().map(|(_, state)| state.revision).collect();
         assert!(revisions.is_sorted_by(|a, b| a < b), "seed {seed}: {revisions:?}");
     }
+}
+
+/// Raises, lowerings, rollbacks, trips and resets from several threads, so that they meet between any two steps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn changes_on_many_threads_never_undo_what_came_between() {
+    let mut overtaken = 0;
+    for seed in 1..=60_u64 {
+        let (control, plane, store) = start(shop()).await;
+        let judgement = breach(&plane);
+        let changes: Vec<_> = (0..80)
+            .map(|n| {
+                let (control, judgement) = (control.clone(), judgement.clone());
+                let dice = (seed * 7919 + n * 104_729) % 1_009;
+                tokio::spawn(async move {
+                    let changed = match dice % 10 {
+                        0 => {
+                            for watched in control.watched() {
+                                control.trip("shop", watched.epoch, &judgement);
+                            }
+                            return None;
+                        }
+                        1 => control.rollback("shop", "by hand", &ann()).await,
+                        2 | 3 => control.reset("shop", "fixed", &ann(), None).await,
+                        _ => control.set_split("shop", split((dice % 101) as f64), &ann(), None).await,
+                    };
+                    if let Ok(view) = &changed {
+                        let expected = match dice % 10 {
+                            1 => split(0.0),
+                            2 | 3 => view.recorded.split,
+                            _ => split((dice % 101) as f64),
+                        };
+                        assert_eq!(view.recorded.split, expected, "an answer shows the state its change made");
+                    }
+                    Some(changed)
+                })
+            })
+            .collect();
+        let mut refused = 0;
+        for change in changes {
+            match change.await.unwrap() {
+                None | Some(Ok(_)) => {}
+                Some(Err(Refusal::Latched { .. })) => refused += 1,
+                Some(Err(Refusal::Overtaken { .. })) => (refused, overtaken) = (refused + 1, overtaken + 1),
+                Some(Err(error)) => panic!("seed {seed}: {error}"),
+            }
+        }
+        control.flush().await.unwrap();
+        let view = control.state("shop").unwrap();
+        assert!(view.persisted, "seed {seed}");
+        assert_eq!(store.recorded("shop"), view.recorded, "seed {seed}");
+        assert_eq!(plane.live("shop"), view.recorded.state(), "seed {seed}");
+
+        let applied: Vec<_> = plane.applied.lock().iter().map(|(_, state)| *state).collect();
+        assert!(applied.is_sorted_by(|a, b| a.revision < b.revision), "seed {seed}: {applied:?}");
+        for pair in applied.windows(2) {
+            let only_a_reset = !pair[0].latched || pair[1].split == split(0.0);
+            assert!(only_a_reset, "seed {seed}: a trip or rollback was undone: {pair:?}");
+        }
+        // The audit trail has every change that went live, once, with its split, and no other.
+        let rows = store.audit.lock();
+        let done = rows.iter().filter(|row| row.outcome == "done" && row.action != "initial");
+        let changed: Vec<_> = done
+            .filter(|row| {
+                row.action != "reset"
+                    || applied.iter().any(|state| {
+                        Some(state.revision) == row.revision
+                            && row.before == Some(split(0.0))
+                            && state.split == split(0.0)
+                            && !state.latched
+                    })
+            })
+            .map(|row| (row.revision.unwrap(), row.after.unwrap()))
+            .collect();
+        let live: BTreeSet<_> = applied.iter().map(|state| (state.revision, state.split)).collect();
+        assert_eq!(changed.iter().copied().collect::<BTreeSet<_>>(), live, "seed {seed}: {rows:?}");
+        let audited = rows.iter().filter(|row| row.outcome == "refused").count() as u64;
+        assert_eq!(audited + control.refusals_skipped(), refused, "seed {seed}");
+    }
+    println!("{overtaken} overtaken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_attempts_are_audited_up_to_a_rate() {
+    let (control, _, store) = start(shop()).await;
+    let refused = || store.audit.lock().iter().filter(|row| row.outcome == "refused").cloned().collect::<Vec<_>>();
+    for _ in 0..500 {
+        control.refused("split", Some(&"x".repeat(5_000)), None, &ann(), &"y".repeat(5_000));
+    }
+    control.flush().await.unwrap();
+    assert_eq!((refused().len(), control.refusals_skipped()), (60, 440));
+    let row = refused().remove(0);
+    assert_eq!((row.route.unwrap().len(), row.reason.len()), (100, 1_000), "what a caller sent is cut");
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    control.refused("split", Some("shop"), None, &ann(), "again");
+    control.flush().await.unwrap();
+    assert_eq!((refused().len(), control.refusals_skipped(), control.rows_dropped()), (61, 440, 0));
+}
+
+/// Aims a trip at every moment of a raise: its decision, its write, its going live.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_raise_never_undoes_a_trip_that_came_after_its_decision() {
+    let (control, plane, store) = start(shop()).await;
+    let judgement = breach(&plane);
+    let (mut tripped_first, mut raised_first) = (0, 0);
+    for round in 0..1_500_u32 {
+        control.reset("shop", "fixed", &ann(), None).await.unwrap();
+        control.set_split("shop", split(1.0), &ann(), None).await.unwrap();
+        let epoch = control.watched()[0].epoch;
+        let ready = Arc::new(AtomicBool::new(false));
+        let tripper = std::thread::spawn({
+            let (control, judgement, ready) = (control.clone(), judgement.clone(), ready.clone());
+            move || {
+                while !ready.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                (0..round * 3).for_each(|_| std::hint::spin_loop());
+                control.trip("shop", epoch, &judgement).unwrap()
+            }
+        });
+        let raise = tokio::spawn({
+            let (control, ready) = (control.clone(), ready.clone());
+            async move {
+                ready.store(true, Ordering::Release);
+                control.set_split("shop", split(50.0), &ann(), None).await
+            }
+        });
+        let raised = raise.await.unwrap();
+        let incident = tripper.join().unwrap();
+        match raised {
+            Ok(view) => {
+                assert!(view.recorded.revision < incident.revision, "round {round}: a raise undid a trip");
+                raised_first += 1;
+            }
+            Err(Refusal::Latched { .. } | Refusal::Overtaken { .. }) => tripped_first += 1,
+            Err(error) => panic!("round {round}: {error}"),
+        }
+        assert_eq!(plane.live("shop").split, split(0.0), "round {round}");
+        control.flush().await.unwrap();
+        assert_eq!(store.recorded("shop"), control.state("shop").unwrap().recorded, "round {round}");
+    }
+    println!("{tripped_first} tripped first, {raised_first} raised first");
 }

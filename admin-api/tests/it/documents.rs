@@ -1,7 +1,7 @@
 //! Status, metrics, and the API's description of itself.
 
 use admin_api::Api;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     http::Server,
@@ -51,6 +51,51 @@ async fn the_openapi_document_lists_every_call() {
     server.stop().await;
 }
 
+#[test]
+fn every_operation_describes_its_answers() {
+    let document = serde_json::to_value(Api::openapi()).unwrap();
+    let shared = document["components"]["responses"].as_object().unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let responses = operation["responses"].as_object().unwrap();
+            for (status, response) in responses {
+                let named = response["$ref"].as_str().map(|at| at.strip_prefix("#/components/responses/").unwrap());
+                let response = named.map_or(response, |name| &shared[name]);
+                assert!(response["description"].is_string(), "{method} {path} {status}");
+            }
+            let open = ["/health", "/ready"].contains(&path.as_str());
+            let mut expected = vec!["200", "400", "403", "405", "421", "503"];
+            if !open {
+                expected.push("401");
+            }
+            if !open && path != "/incidents/{id}" {
+                expected.push("422");
+            }
+            if method == "post" {
+                expected.extend(["404", "408", "413", "415", "500"]);
+            }
+            if ["/traffic-split", "/reset"].contains(&path.as_str()) && method == "post" {
+                expected.extend(["409", "412"]);
+            }
+            for status in expected {
+                assert!(responses.contains_key(status), "{method} {path} does not tell of {status}");
+            }
+            assert_eq!(operation["security"], if open { json!([]) } else { json!([{"token": []}, {}]) });
+        }
+    }
+    assert_eq!(document["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+
+    let schemas = &document["components"]["schemas"];
+    for body in ["SplitRequest", "RollbackRequest", "ResetRequest"] {
+        for (field, schema) in schemas[body]["properties"].as_object().unwrap() {
+            assert!(schema["type"].is_string(), "null is refused for {field} of {body}: {schema}");
+        }
+    }
+    assert_eq!(schemas["ResetRequest"]["required"], json!(["reason"]));
+    assert_eq!(schemas["RollbackRequest"]["additionalProperties"], false);
+    assert_eq!(schemas["SplitRequest"]["additionalProperties"]["type"], "number");
+}
+
 #[tokio::test]
 async fn status_tells_everything() {
     let server = Server::start(shop_and_broker()).await;
@@ -87,12 +132,16 @@ async fn metrics_are_well_formed() {
         "crossfade_rejected_total{route=\"shop\",reason=\"bare_lf\"} 2",
         "crossfade_mirror_offered_total{route=\"shop\"} 5",
         "crossfade_refused_connections_total{reason=\"limit\"} 4",
+        "crossfade_rejected_total{reason=\"bare_lf\"} 7",
+        "crossfade_admin_tokens_refused 0",
+        "crossfade_audit_refusals_skipped_total 0",
         "crossfade_route_info{route=\"shop\",arm=\"green\",label=\"go\",protocol=\"http\"} 1",
     ] {
         assert!(answer.body.contains(&format!("{line}\n")), "{line} is missing");
     }
     // Families stand together, each described once before its samples.
     let mut families: Vec<&str> = Vec::new();
+    let mut samples: Vec<&str> = Vec::new();
     for line in answer.body.lines() {
         if let Some(described) = line.strip_prefix("# TYPE ") {
             let name = described.split(' ').next().unwrap();
@@ -101,7 +150,13 @@ async fn metrics_are_well_formed() {
         } else if !line.starts_with('#') {
             let family = families.last().unwrap();
             let (sample, value) = line.rsplit_once(' ').unwrap();
-            assert!(sample.starts_with(family), "{line} stands below {family}");
+            let name = sample.split('{').next().unwrap();
+            let part = name.strip_prefix(family).unwrap_or_else(|| panic!("{line} stands below {family}"));
+            assert!(["", "_bucket", "_sum", "_count"].contains(&part), "{line} stands below {family}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'));
+            assert!(sample == name || sample.ends_with("\"}"), "{line}");
+            assert!(!samples.contains(&sample), "{sample} is there twice");
+            samples.push(sample);
             assert!(value.parse::<f64>().is_ok(), "{line}");
         }
     }

@@ -47,7 +47,7 @@ async fn a_reset_and_a_raise_do_not_trip_on_what_was_before() {
     }
     guardian.tick();
     assert!(plane.live("shop").latched);
-    control.reset("shop", "fixed", &ann()).await.unwrap();
+    control.reset("shop", "fixed", &ann(), None).await.unwrap();
     control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
     guardian.tick();
     // The second that was under way at the reset still holds failures.

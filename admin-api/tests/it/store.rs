@@ -64,6 +64,49 @@ fn a_second_process_is_told_that_the_file_is_in_use() {
 }
 
 #[test]
+fn nothing_is_acknowledged_into_a_file_that_the_path_has_left() {
+    let folder = Folder::new();
+    let (path, away) = (folder.file("state.db"), folder.file("away.db"));
+    let store = recorded(&path);
+    let batch = Batch {
+        states: BTreeMap::from([("shop".to_owned(), Recorded { split: split(99.0), revision: 8, latch: None })]),
+        ..Batch::default()
+    };
+    let refused = |store: &Sqlite| {
+        let error = store.record(&batch).unwrap_err();
+        assert!(matches!(error, StoreError::Replaced { .. }), "{error}");
+        assert!(error.to_string().contains("moved, replaced or deleted; move it back, or"), "{error}");
+    };
+    fs::rename(&path, &away).unwrap();
+    refused(&store);
+    write(&path, &fs::read(&away).unwrap());
+    refused(&store);
+    fs::rename(&away, &path).unwrap();
+    store.record(&batch).unwrap();
+    assert_eq!(store.load().unwrap()["shop"].revision, 8);
+    fs::remove_file(&path).unwrap();
+    refused(&store);
+}
+
+#[test]
+fn refused_attempts_never_push_out_changes() {
+    let folder = Folder::new();
+    let store = recorded(&folder.file("state.db"));
+    let row = |outcome: &str, number: usize| AuditRow {
+        outcome: outcome.to_owned(),
+        reason: number.to_string(),
+        ..AuditRow::default()
+    };
+    let batch = |audit| Batch { audit, ..Batch::default() };
+    store.record(&batch((0..50).map(|n| row("done", n)).collect())).unwrap();
+    store.record(&batch((0..15_000).map(|n| row("refused", n)).collect())).unwrap();
+    let kept = store.audit(None, usize::MAX >> 1).unwrap();
+    assert_eq!(kept.iter().filter(|row| row.outcome == "done").count(), 50);
+    assert_eq!(kept.iter().filter(|row| row.outcome == "refused").count(), admin_api::AUDIT_REFUSALS_KEPT);
+    assert_eq!(kept[0].reason, "14999");
+}
+
+#[test]
 fn files_that_are_not_ours_are_refused_and_left_alone() {
     let folder = Folder::new();
     let path = folder.file("state.db");

@@ -115,6 +115,7 @@ pub(crate) struct FakePlane {
     pub(crate) refuse_install: AtomicBool,
     pub(crate) draining: AtomicBool,
     pub(crate) seen: Mutex<BTreeMap<String, Observation>>,
+    pub(crate) forgotten: Mutex<Vec<String>>,
 }
 
 impl FakePlane {
@@ -146,6 +147,10 @@ impl DataPlane for FakePlane {
         self.applied.lock().push((route.to_owned(), state));
     }
 
+    fn forget(&self, route: &str) {
+        self.forgotten.lock().push(route.to_owned());
+    }
+
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         if self.refuse_install.load(Ordering::Relaxed) {
             return Err(InstallError("route[0].listen: the port is taken; choose another".to_owned()));
@@ -175,12 +180,18 @@ impl DataPlane for FakePlane {
     }
 
     fn process_counters(&self) -> Vec<ProcessCounter> {
-        vec![ProcessCounter {
-            name: "crossfade_refused_connections_total",
+        let counter = |name, reason: &str, value| ProcessCounter {
+            name,
             help: "Connections above the limit",
-            label: Some(("reason", "limit".to_owned())),
-            value: 4,
-        }]
+            label: Some(("reason", reason.to_owned())),
+            value,
+        };
+        // Out of order, and one of a name that routes have, too.
+        vec![
+            counter("crossfade_refused_connections_total", "limit", 4),
+            counter("crossfade_rejected_total", "bare_lf", 7),
+            counter("crossfade_refused_connections_total", "drain", 1),
+        ]
     }
 }
 

@@ -1235,7 +1235,9 @@ fn a_file_made_to_take_long_is_refused_quickly() {
     let base = Path::new("");
     let many = "[[route]]\nname = \"a\"\n".repeat(18_000);
     let keys = format!("[[route]]\nkey = [{}]", "\"client-ip\",".repeat(80_000));
-    for (text, expected) in [("=\n".repeat(500_000), "syntax"), (many, "has 18000 entries"), (keys, "has 80000 entries")] {
+    for (text, expected) in
+        [("=\n".repeat(500_000), "syntax"), (many, "has 18000 entries"), (keys, "has 80000 entries")]
+    {
         let faults = Config::parse(&text, base).unwrap_err();
         assert!(faults.0.len() <= 110, "{} faults", faults.0.len());
         assert!(faults.to_string().contains(expected), "{expected}");

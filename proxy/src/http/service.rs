@@ -9,11 +9,11 @@ use admin_api::Outcome;
 use async_trait::async_trait;
 use bytes::Bytes;
 use config::{Arm, Fallback, HttpVersion};
-use http::{HeaderMap, HeaderName, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use pingora::{
     Error, ErrorSource, ErrorType, Result, RetryType,
     http::{RequestHeader, ResponseHeader},
-    protocols::ALPN,
+    protocols::{ALPN, http::authority::raw_target_authority},
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
     upstreams::peer::HttpPeer,
 };
@@ -66,6 +66,8 @@ pub(super) struct Ctx {
     route: Option<Arc<Route>>,
     exchange: Option<Exchange>,
     started: Option<Instant>,
+    /// When the last part of the request's body came.
+    fed: Option<Instant>,
     lease: Option<Lease>,
     tried: Vec<SocketAddr>,
     /// How often the request was sent again.
@@ -88,6 +90,11 @@ impl Ctx {
 
     fn arm(&self) -> Option<Arm> {
         self.exchange.as_ref().map(Exchange::arm)
+    }
+
+    /// For the answer, and for each part of the request's body.
+    fn patience(&self) -> Option<Duration> {
+        self.route.as_ref().map(|route| route.settings.timeouts.response_header)
     }
 }
 
@@ -219,12 +226,13 @@ impl ProxyHttp for Service {
         for name in [ARM, SHADOW, header::FORWARDED] {
             request.remove_header(&name);
         }
-        // RFC 9112 section 3.2.2: absolute form is for proxies; an origin gets origin form, and `Host` says the rest.
-        if session.req_header().version < Version::HTTP_2 && request.uri.authority().is_some() {
-            let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-            if let Ok(target) = Uri::try_from(target) {
-                request.set_uri(target);
+        // RFC 9112 section 3.2.2: absolute form is for proxies; an origin gets origin form, and `Host` says the rest. The
+        // engine's URI is the path alone in either form, but what came is kept beside it, and would be sent.
+        if let Some(authority) = absolute_authority(request).map(str::to_owned) {
+            if !request.headers.contains_key(header::HOST) {
+                request.insert_header(header::HOST, authority)?;
             }
+            request.set_uri(request.uri.clone());
         }
         request.insert_header("x-forwarded-for", connection.client.ip().to_canonical().to_string())?;
         request.insert_header("x-forwarded-proto", if connection.tls { "https" } else { "http" })?;
@@ -239,6 +247,11 @@ impl ProxyHttp for Service {
             ctx.copied = true;
             ctx.tap = mirror.offer(route.upstream(arm.other()), ctx.key.as_deref(), request, session.is_body_empty());
         }
+        Ok(())
+    }
+
+    async fn request_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, _: bool, ctx: &mut Ctx) -> Result<()> {
+        ctx.fed = Some(Instant::now());
         Ok(())
     }
 
@@ -308,11 +321,14 @@ impl ProxyHttp for Service {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-        // The engine has no patience for the body of an HTTP/2 client, so a client that stalls shows as an endpoint that
-        // does not answer a request which has not come in whole.
+        // A client that stalls or is slow with its body can show as an endpoint that does not answer: the engine has no
+        // patience of its own for the body of an HTTP/2 client, and it waits for an endpoint of HTTP/2 from the request's
+        // start, not its end. An HTTP/1 client that stalls is given up before that; one of which a part came lately is
+        // slow; and when none came and it was not given up, nobody read, since the endpoint takes no more.
+        let fed = ctx.fed.is_some_and(|fed| ctx.patience().is_some_and(|patience| fed.elapsed() < patience));
         let starved = *error.etype() == ErrorType::ReadTimedout
-            && session.req_header().version == Version::HTTP_2
-            && !session.is_body_done();
+            && !session.is_body_done()
+            && (session.req_header().version == Version::HTTP_2 || fed);
         let (mut outcome, status, text) = if starved { BODY_OVERDUE } else { verdict(error) };
         let knows_h2 = ctx.lease.as_ref().is_some_and(|lease| lease.endpoint.is_known_to_speak_h2());
         if outcome == Outcome::Broken && ctx.guessed_h2 && !knows_h2 {
@@ -397,7 +413,16 @@ fn host(request: &RequestHeader) -> String {
 
 fn authority(request: &RequestHeader) -> Option<&str> {
     let from_target = request.uri.authority().map(|authority| authority.as_str());
-    from_target.or_else(|| request.headers.get(header::HOST)?.to_str().ok())
+    from_target.or_else(|| absolute_authority(request)).or_else(|| request.headers.get(header::HOST)?.to_str().ok())
+}
+
+/// The authority of an HTTP/1 target in absolute form, which the engine leaves out of the URI.
+fn absolute_authority(request: &RequestHeader) -> Option<&str> {
+    let target = request.raw_path();
+    if target.starts_with(b"/") {
+        return None;
+    }
+    raw_target_authority(target).authority().and_then(|authority| str::from_utf8(authority).ok())
 }
 
 fn wanted_arm(headers: &HeaderMap) -> Option<Arm> {

@@ -51,6 +51,24 @@ impl Tokens {
         if faults.is_empty() { Ok(Self(tokens)) } else { Err(faults) }
     }
 
+    /// Those of these tokens that a file with faults still has, none with more rights than it gives them.
+    pub(crate) fn restricted_to(&self, text: &str) -> Self {
+        let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let written: Vec<(digest::Digest, Option<&str>)> = lines()
+            .map(|line| {
+                let mut words = line.split_whitespace();
+                (fingerprint(words.next().unwrap_or_default()), words.next())
+            })
+            .collect();
+        let restricted = |token: &Token| {
+            let mut still = written.iter().filter(|(found, _)| found.as_ref() == token.fingerprint.as_ref()).peekable();
+            still.peek()?;
+            let role = if still.any(|(_, role)| *role == Some("read")) { Role::Read } else { token.role };
+            Some(Token { fingerprint: token.fingerprint, role, name: token.name.clone() })
+        };
+        Self(self.0.iter().filter_map(restricted).collect())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -141,5 +159,23 @@ mod tests {
         assert!(faults.iter().all(|fault| !fault.contains("0123")), "{faults:?}");
         assert!(Tokens::parse("# nothing\n").is_err());
         assert!(Tokens::parse(&format!("{LONG} read\n{LONG} operate\n")).is_err());
+    }
+
+    #[test]
+    fn a_file_with_faults_only_takes_away() {
+        let tokens = Tokens::parse(&format!("{LONG} operate ann\n{OTHER} operate bob\n")).unwrap();
+        for (text, ann, bob) in [
+            (format!("{LONG} admin\nshort read\n"), Some(Role::Operate), None),
+            (format!("short\n{OTHER} read\n# {LONG} operate\n"), None, Some(Role::Read)),
+            (format!("{LONG} operate\n{LONG} read\n{OTHER}\n"), Some(Role::Read), Some(Role::Operate)),
+            (String::new(), None, None),
+        ] {
+            let left = tokens.restricted_to(&text);
+            let role = |token| left.find(token).map(|(_, role)| role);
+            assert_eq!((role(LONG), role(OTHER)), (ann, bob), "{text}");
+        }
+        let before = Tokens::parse(&format!("{LONG} read\n")).unwrap();
+        let left = before.restricted_to(&format!("{LONG} operate\n{OTHER} operate\nx\n"));
+        assert_eq!((left.find(LONG).unwrap().1, left.find(OTHER)), (Role::Read, None), "it adds nothing");
     }
 }
