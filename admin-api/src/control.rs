@@ -587,7 +587,9 @@ impl Control {
         if unchanged {
             self.write(turn, Some((&change.route, &loosened))).await.map_err(Refusal::NotRecorded)?;
         }
-        let clears = loosened.latch.is_none() && before.latch.is_some();
+        // A green that starts anew is not judged by what an earlier attempt left behind.
+        let starts_anew = before.split == Split::NONE && loosened.split > Split::NONE;
+        let clears = starts_anew || (loosened.latch.is_none() && before.latch.is_some());
         let after = clears.then(|| self.forget(&change.route));
         let view = self.loosened(change, before, loosened, after);
         // Overtaken: the disk has a split that was refused. Else: it is live and on disk, and what is left is its row,
@@ -694,7 +696,14 @@ impl Control {
                 now.rows.audit(AuditRow { before: None, ..initial.row(&recorded, &recorded, at) });
                 now.unrecorded.insert(route.clone());
             }
-            let entry = entries.remove(&route).unwrap_or_else(|| Entry::new(recorded));
+            let known = entries.remove(&route);
+            let went_on = known.is_some();
+            let mut entry = known.unwrap_or_else(|| Entry::new(recorded));
+            // What happened while nobody judged is not held against green afterwards.
+            let armed = |config: &Config| config.routes.iter().any(|r| r.name == route && r.guard.is_some());
+            if went_on && armed(config) && !armed(&now.config) {
+                entry.drop_evidence(self.forget(&route));
+            }
             now.routes.insert(route, entry);
         }
         now.dormant.extend(entries.into_iter().map(|(route, entry)| (route, entry.live)));

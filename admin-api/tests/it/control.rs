@@ -153,9 +153,10 @@ async fn a_latch_holds_green_down_until_a_reset() {
 
     let stale = control.reset("shop", "fixed", &ann(), Some(2)).await.unwrap_err();
     assert!(matches!(stale, Refusal::Stale { current: 3, given: 2, .. }), "{stale}");
-    assert!(plane.live("shop").latched && plane.forgotten.lock().is_empty());
+    assert!(plane.live("shop").latched);
+    assert_eq!(*plane.forgotten.lock(), ["shop"], "green started from nothing, and nothing since");
     let reset = control.reset("shop", "fixed", &ann(), Some(3)).await.unwrap();
-    assert_eq!(*plane.forgotten.lock(), ["shop"]);
+    assert_eq!(*plane.forgotten.lock(), ["shop", "shop"]);
     assert_eq!((reset.recorded.latch, reset.recorded.revision), (None, 4));
     assert!(!plane.live("shop").latched);
     control.set_split("shop", split(1.0), &ann(), None).await.unwrap();
@@ -213,13 +214,39 @@ async fn a_reset_drops_the_evidence_and_judgements_made_of_it() {
     let judgement = breach(&plane);
     let before = control.watched().remove(0);
     control.reload(shop()).await.unwrap();
-    assert_eq!(control.watched()[0].after, None, "a reload keeps evidence");
+    assert_eq!(control.watched()[0].after, before.after, "a reload keeps evidence");
     control.reset("shop", "try again", &ann(), None).await.unwrap();
     assert!(control.trip("shop", before.epoch, &judgement).is_none());
-    assert_eq!(*plane.forgotten.lock(), ["shop"], "what is under way is no evidence either");
+    assert_eq!(*plane.forgotten.lock(), ["shop", "shop"], "what is under way is no evidence either");
     let after = control.watched().remove(0);
     assert_eq!(after.after, Some(3), "three seconds were seen, and the fourth was under way");
     assert_eq!(plane.live("shop").split, split(50.0));
+}
+
+#[tokio::test]
+async fn a_green_that_starts_anew_is_not_judged_by_what_was_before() {
+    let (control, plane, _) = start(shop()).await;
+    control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    let judgement = breach(&plane);
+    let before = control.watched().remove(0);
+    control.set_split("shop", split(0.0), &ann(), None).await.unwrap();
+    control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    assert!(control.trip("shop", before.epoch, &judgement).is_none());
+    assert_eq!(control.watched()[0].after, Some(3));
+    control.set_split("shop", split(60.0), &ann(), None).await.unwrap();
+    assert_eq!(control.watched()[0].after, Some(3), "raising a green that has traffic drops nothing");
+}
+
+#[tokio::test]
+async fn a_guard_that_is_armed_again_starts_with_nothing() {
+    let (control, plane, _) = start(shop()).await;
+    control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    let mut disarmed = (*shop()).clone();
+    disarmed.routes[0].guard = None;
+    control.reload(Arc::new(disarmed)).await.unwrap();
+    breach(&plane);
+    control.reload(shop()).await.unwrap();
+    assert_eq!(control.watched()[0].after, Some(3));
 }
 
 #[tokio::test]

@@ -56,7 +56,8 @@ async fn everything_that_happens_is_told() {
     assert_eq!((&data["before"], &data["green_percentage"], &data["actor"]), (&0.into(), &50.into(), &"local".into()));
 
     let guardian = Guardian::new(server.control.clone());
-    for _ in 0..3 {
+    // The second in which green starts is no evidence.
+    for _ in 0..4 {
         server.plane.second("shop", (50, 0), (0, 50));
     }
     guardian.tick();
