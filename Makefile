@@ -34,7 +34,7 @@ build-tools:
 
 .PHONY: test-tools
 test-tools:
-	@$(call install,cc:build-essential cmake:cmake nginx:nginx-light mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl)
+	@$(call install,cc:build-essential cmake:cmake nginx:nginx mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl)
 
 # $(call install,PROGRAM:PACKAGE ...): through apt, and only what is missing. Debian starts what it installs; a policy
 # that says 101 keeps it from doing so, since the tests run their own on free ports.

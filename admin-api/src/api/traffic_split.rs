@@ -87,11 +87,14 @@ struct ResetRequest {
 /// Seconds over which the achieved split is counted.
 pub(super) const RECENT_SECONDS: usize = 60;
 
-/// What was dispatched over the last minute.
+/// Who served over the last minute. What fell back was dispatched to green and then to blue, and blue served it.
 pub(super) fn achieved(seen: &Observation) -> Option<Achieved> {
     let recent = &seen.seconds[seen.seconds.len().saturating_sub(RECENT_SECONDS)..];
-    let dispatched = |arm: Arm| recent.iter().map(|second| second.arm(arm).dispatched).sum::<u64>() as f64;
-    let (blue, green) = (dispatched(Arm::Blue), dispatched(Arm::Green));
+    let served = |arm: Arm| {
+        let tallies = recent.iter().map(|second| second.arm(arm));
+        tallies.map(|tally| tally.dispatched.saturating_sub(tally.fallbacks)).sum::<u64>() as f64
+    };
+    let (blue, green) = (served(Arm::Blue), served(Arm::Green));
     let share = |one: f64| (one / (blue + green) * 10_000.0).round() / 100.0;
     (blue + green > 0.0).then(|| Achieved { blue: share(blue), green: share(green) })
 }
@@ -410,6 +413,16 @@ fn describe(control: &Control, view: &RouteView) -> Option<TrafficSplit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fell_back_was_served_by_blue() {
+        let mut second = crate::Second::default();
+        (second.blue.dispatched, second.green.dispatched, second.green.fallbacks) = (75, 50, 25);
+        let seen = Observation { seconds: vec![std::sync::Arc::new(second)], ..Observation::default() };
+        let achieved = achieved(&seen).unwrap();
+        assert_eq!((achieved.blue, achieved.green), (75.0, 25.0));
+        assert!(super::achieved(&Observation::default()).is_none());
+    }
 
     #[test]
     fn if_match_means_what_rfc_9110_says() {

@@ -22,7 +22,7 @@ async fn line(child: &mut Child) -> String {
 
 async fn interrupt(mut child: Child) -> Option<i32> {
     let pid = child.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
+    assert!(Command::new("sh").args(["-c", &format!("kill -INT {pid}")]).status().await.unwrap().success());
     soon(child.wait()).await.unwrap().code()
 }
 
