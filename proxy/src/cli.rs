@@ -129,8 +129,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run { config, json } => {
             log_to_stderr(json, "info");
-            let parsed = Config::load(&config)?;
-            let server = Server::bind(parsed, Some(config))?;
+            let server = Server::open(config)?;
             let stop = CancellationToken::new();
             stop_on_signals(&stop)?;
             let (listeners, admin) = server.addresses()?;

@@ -42,7 +42,8 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A configuration whose sockets are bound, so that nothing but their traffic can go wrong from here on.
 pub(crate) struct Server {
-    path: Option<PathBuf>,
+    /// `None`: the configuration is not from a file.
+    file: Option<ConfigFile>,
     config: Arc<Config>,
     workers: usize,
     listeners: Vec<(StdListener, Protocol)>,
@@ -50,8 +51,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Binds. `path`: where the configuration came from, to be watched. Errors: an address that is taken or not ours.
-    pub(crate) fn bind(config: Config, path: Option<PathBuf>) -> Result<Self> {
+    /// Reads a file, which is watched from then on, and binds. Errors: every fault of the file; an address that is taken
+    /// or not ours.
+    pub(crate) fn open(path: PathBuf) -> Result<Self> {
+        // Looked at before it is read: a change in between must show as one, or it would never be seen.
+        let config_seen = fingerprint(&path);
+        let config = Config::load(&path)?;
+        let seen =
+            Look { config: config_seen, named: files_named_by(&config).map(|file| fingerprint(&file)).collect() };
+        Ok(Self { file: Some(ConfigFile { path, seen }), ..Self::bind(config)? })
+    }
+
+    /// Binds. Errors: an address that is taken or not ours.
+    pub(crate) fn bind(config: Config) -> Result<Self> {
         let listeners = sockets_of(&config)
             .into_iter()
             .map(|socket| Ok((bind(socket.address)?, socket.protocol)))
@@ -59,7 +71,7 @@ impl Server {
         let admin = bind(config.admin.listen)?;
         let workers =
             config.server.workers.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
-        Ok(Self { path, config: Arc::new(config), workers, listeners, admin })
+        Ok(Self { file: None, config: Arc::new(config), workers, listeners, admin })
     }
 
     /// Where it listens: the routes' sockets in the order of the configuration, and the admin API's.
@@ -105,7 +117,7 @@ impl Server {
         let admin = listener(self.admin)?;
         let api = Api::new(Arc::clone(&control), access);
         let end = CancellationToken::new();
-        let mut tasks = background(&plane, &control, self.path.as_deref(), &end);
+        let mut tasks = background(&plane, &control, self.file.as_ref(), &end);
         let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end.clone()));
         plane.set_serving(true);
         on_ready();
@@ -136,7 +148,12 @@ impl Server {
 }
 
 /// What goes on beside the traffic.
-fn background(plane: &Arc<Plane>, control: &Arc<Control>, path: Option<&Path>, end: &CancellationToken) -> JoinSet<()> {
+fn background(
+    plane: &Arc<Plane>,
+    control: &Arc<Control>,
+    file: Option<&ConfigFile>,
+    end: &CancellationToken,
+) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let both = || (Arc::clone(plane), Arc::clone(control));
     let (gathering, _) = both();
@@ -145,10 +162,10 @@ fn background(plane: &Arc<Plane>, control: &Arc<Control>, path: Option<&Path>, e
     tasks.spawn(keep_going("guard", move || Guardian::new(Arc::clone(&judging)).run(end.clone())));
     let (plane, control) = both();
     tasks.spawn(keep_going("names", move || look_up_again(Arc::clone(&plane), Arc::clone(&control))));
-    if let Some(path) = path.map(Path::to_owned) {
+    if let Some(file) = file.cloned() {
         let (plane, control) = both();
         tasks.spawn(keep_going("reload", move || {
-            reload_on_change(path.clone(), Arc::clone(&plane), Arc::clone(&control))
+            reload_on_change(file.clone(), Arc::clone(&plane), Arc::clone(&control))
         }));
     }
     tasks
@@ -320,7 +337,8 @@ async fn look_up_again(plane: Arc<Plane>, control: Arc<Control>) {
 }
 
 /// Watches the configuration and the files it names; SIGHUP reads all of them at once.
-async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control>) {
+async fn reload_on_change(file: ConfigFile, plane: Arc<Plane>, control: Arc<Control>) {
+    let ConfigFile { path, mut seen } = file;
     let hangup = Arc::new(Notify::new());
     if let Ok(mut signals) = signal(SignalKind::hangup()) {
         let hangup = Arc::clone(&hangup);
@@ -330,7 +348,6 @@ async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control
             }
         });
     }
-    let mut seen = look_at(path.clone(), control.config()).await;
     loop {
         let asked = tokio::select! {
             () = hangup.notified() => true,
@@ -353,7 +370,15 @@ async fn reload_on_change(path: PathBuf, plane: Arc<Plane>, control: Arc<Control
     }
 }
 
+/// The file that is watched, and how it looked when it was read.
+#[derive(Clone)]
+struct ConfigFile {
+    path: PathBuf,
+    seen: Look,
+}
+
 /// What the configuration file and those it names looked like at a moment.
+#[derive(Clone)]
 struct Look {
     config: Option<Fingerprint>,
     named: Vec<Option<Fingerprint>>,

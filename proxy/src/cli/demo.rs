@@ -58,7 +58,7 @@ impl Demo {
         let folder = tempfile::tempdir().context("cannot make a folder for the demo's state")?;
         let (http, mqtt, admin) = (free(self.http_port), free(self.mqtt_port), free(self.admin_port));
         let config = Config::parse(&systems.configuration(http, mqtt, admin), folder.path())?;
-        let server = Server::bind(config, None)?;
+        let server = Server::bind(config)?;
 
         let stop = CancellationToken::new();
         stop_on_signals(&stop)?;

@@ -1,15 +1,15 @@
 //! The configuration changes while running.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
 use loadtest::origin::{HttpOrigin, TcpOrigin};
 use serde_json::{Value, json};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{io::AsyncReadExt, net::TcpStream, time};
 
 use crate::{
     clients::Client,
-    harness::{Crossfade, configuration, eventually, free_address},
+    harness::{Crossfade, configuration, eventually, free_address, seeded},
     mosquitto::Mosquitto,
     mqtt::greet,
     packets::{Connect, packet, read_packet, string, subscribe},
@@ -176,6 +176,31 @@ async fn what_needs_a_restart_is_named_and_nothing_of_the_file_goes_live() {
         assert_eq!(crossfade.admin.get("/traffic-split?route=shop").await.1["green"]["label"], "go", "{named}");
     }
     assert!(!crossfade.log().iter().any(|line| line.contains(DONE)));
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_crossfade_starts_is_read_again() {
+    let mut random = seeded();
+    for _ in 0..10 {
+        let (dir, admin) = (tempfile::TempDir::new().unwrap(), free_address());
+        let file = dir.path().join("crossfade.toml");
+        let before = configuration(admin, "", &Route::http(free_address(), free_address()).unchecked().to_string());
+        fs::write(&file, &before).unwrap();
+        let draft = dir.path().join("draft");
+        fs::write(&draft, before.replace("label = \"go\"", "label = \"rust\"")).unwrap();
+        let moment = Duration::from_micros(random.u64(..50_000));
+        let changing = tokio::spawn(async move {
+            time::sleep(moment).await;
+            fs::rename(draft, file).unwrap();
+        });
+        let crossfade = Crossfade::start_in(dir, admin).await;
+        changing.await.unwrap();
+        eventually(&format!("the change of {moment:?} after the start is live"), async || {
+            let state = crossfade.admin.get("/traffic-split?route=shop").await.1;
+            (state["green"]["label"] == "rust").then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
