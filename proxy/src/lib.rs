@@ -2,8 +2,8 @@
 //!
 //! The way of a connection, a module a stage, in the order data meets them:
 //! [`listen`] accepted → [`key`] extracted → [`split`] decided → [`upstream`] connected → [`forward`] bytes moved →
-//! [`mirror`] tapped → [`telemetry`] recorded. [`http`], [`mqtt`] and [`tcp`] call the stages for their protocol;
-//! [`wire`] parses what a peer sends first.
+//! [`mirror`] tapped → [`telemetry`] recorded. [`http`], [`mqtt`] and [`tcp`] call the stages for their protocol on the
+//! [`connection`] they are handed; [`wire`] parses what a peer sends first.
 //!
 //! All of them see one [`live`] snapshot from start to end. [`plane`] holds it and is what the control plane changes.
 
