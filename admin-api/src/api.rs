@@ -33,7 +33,7 @@ use tower_service::Service;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::Control;
+use crate::{Control, Refusal};
 
 /// The admin API over a control plane. Cheap to clone.
 #[derive(Clone)]
@@ -112,6 +112,9 @@ impl Api {
         } else {
             access.identify(request.headers(), arrival).await?
         };
+        if changes && self.shared.control.is_frozen() {
+            return Err(Refusal::Frozen.into());
+        }
         if changes && caller.role != Role::Operate {
             let problem = Problem::new(StatusCode::FORBIDDEN, "role", "this token may read, but not change anything")
                 .cure("use a token with the role operate");

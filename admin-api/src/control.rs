@@ -45,6 +45,8 @@ impl Actor {
 #[derive(Debug, thiserror::Error)]
 #[error("{}; {}", self.problem(), self.cure())]
 pub enum Refusal {
+    /// See [`Control::freeze`].
+    Frozen,
     UnknownRoute {
         route: String,
         known: Vec<String>,
@@ -71,6 +73,7 @@ impl Refusal {
     /// The place and what is wrong there. What the store says of its file is for the logs.
     pub fn problem(&self) -> String {
         match self {
+            Self::Frozen => "nothing can be changed while another instance takes over".to_owned(),
             Self::UnknownRoute { route, .. } => format!("route: there is no {route:?}"),
             Self::Stale { route, current, given } => format!("route {route}: its revision is {current}, not {given}"),
             Self::Latched { route, reason } => format!("route {route}: is latched ({reason})"),
@@ -86,6 +89,7 @@ impl Refusal {
     /// What to do about it.
     pub fn cure(&self) -> String {
         match self {
+            Self::Frozen => "try again in a second".to_owned(),
             Self::UnknownRoute { known, .. } => format!("choose one of {}", known.join(", ")),
             Self::Stale { .. } => "read its state again before changing it".to_owned(),
             Self::Latched { .. } => "reset it before raising green".to_owned(),
@@ -106,6 +110,8 @@ pub enum ControlError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Install(#[from] InstallError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
 }
 
 /// One route as it is live.
@@ -145,6 +151,8 @@ pub struct Control {
 
 struct Now {
     config: Arc<Config>,
+    /// Another process is about to have the store: what changed now would be lost.
+    frozen: bool,
     /// Exactly the configured ones.
     routes: BTreeMap<String, Entry>,
     /// Recorded once, not configured today.
@@ -207,6 +215,7 @@ impl Control {
             turn: AsyncMutex::new(()),
             now: Mutex::new(Now {
                 config: Arc::new(Config { routes: Vec::new(), ..(*config).clone() }),
+                frozen: false,
                 routes: BTreeMap::new(),
                 dormant,
                 unrecorded: BTreeSet::new(),
@@ -237,7 +246,7 @@ impl Control {
     ) -> Result<RouteView, Refusal> {
         let change = Change { action: "split", route: route.to_owned(), actor: actor.clone(), reason: String::new() };
         let control = self.clone();
-        detached(async move { control.change_split(&change, split, if_match).await }).await
+        self.detached(async move { control.change_split(&change, split, if_match).await }).await
     }
 
     /// Takes green off and latches the route. Errors: as of [`Self::set_split`].
@@ -245,7 +254,7 @@ impl Control {
         let change =
             Change { action: "rollback", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
         let control = self.clone();
-        detached(async move {
+        self.detached(async move {
             let rolled_back =
                 control.roll_back(&change).map_err(|refusal| control.audit_refusal(&change, None, refusal))?;
             control.settle(rolled_back).await
@@ -264,7 +273,7 @@ impl Control {
         let change =
             Change { action: "reset", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
         let control = self.clone();
-        detached(async move {
+        self.detached(async move {
             control.clear(&change, if_match).await.map_err(|refusal| control.audit_refusal(&change, None, refusal))
         })
         .await
@@ -276,7 +285,7 @@ impl Control {
     pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<Incident> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
-        let entry = now.routes.get_mut(route)?;
+        let entry = now.routes.get_mut(route).filter(|_| !now.frozen)?;
         if entry.epoch != epoch || entry.live.latch.is_some() || entry.live.split == Split::NONE {
             return None;
         }
@@ -309,6 +318,9 @@ impl Control {
         let control = self.clone();
         let reload = tokio::spawn(async move {
             let turn = control.turn.lock().await;
+            if control.is_frozen() {
+                return Err(Refusal::Frozen.into());
+            }
             let installed = control.install(&config);
             if let Err(error) = &installed {
                 control.reload_refused(&error.to_string());
@@ -356,12 +368,16 @@ impl Control {
         self.now.lock().announcer.subscribe()
     }
 
-    /// Routes whose green gets traffic, with a guard that is armed. Forgets what was thought of the others, but for
-    /// latched ones.
+    /// Routes whose green gets traffic, with a guard that is armed; none while frozen. Forgets what was thought of the
+    /// others, but for latched ones.
     pub fn watched(&self) -> Vec<Watched> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let mut watched = Vec::new();
+        // A verdict that cannot take green off would only be noise.
+        if now.frozen {
+            return watched;
+        }
         for route in &now.config.routes {
             let Some(entry) = now.routes.get_mut(&route.name) else { continue };
             if entry.live.latch.is_some() {
@@ -459,6 +475,51 @@ impl Control {
     pub async fn flush(&self) -> Result<(), StoreError> {
         let turn = self.turn.lock().await;
         self.write(&turn, None).await
+    }
+
+    /// Refuses every change from now on, writes what the disk does not have, and lets another process have the store.
+    /// Traffic follows what is live. Errors: it could not be written or closed, and nothing is frozen.
+    pub async fn freeze(&self) -> Result<(), StoreError> {
+        let turn = self.turn.lock().await;
+        self.now.lock().frozen = true;
+        let written = self.write(&turn, None).await;
+        let store = self.store.clone();
+        let let_go = match written {
+            Ok(()) => blocking(move || store.let_go()).await,
+            Err(error) => Err(error),
+        };
+        if let_go.is_err() {
+            self.now.lock().frozen = false;
+        }
+        let_go
+    }
+
+    /// Takes the store back and changes again. Errors: the store cannot be had yet. It is tried again, and changes are
+    /// what they are with a disk that fails.
+    pub async fn thaw(&self) -> Result<(), StoreError> {
+        let turn = self.turn.lock().await;
+        let store = self.store.clone();
+        let recorded = blocking(move || {
+            store.take_back()?;
+            store.load()
+        })
+        .await;
+        {
+            let now = &mut *self.now.lock();
+            now.frozen = false;
+            // The other process may have recorded routes that are new to us.
+            if let Ok(recorded) = &recorded {
+                let dormant = recorded.iter().filter(|(route, _)| !now.routes.contains_key(*route));
+                now.dormant = dormant.map(|(route, recorded)| (route.clone(), recorded.clone())).collect();
+            }
+        }
+        // What waited; it is tried again when this fails.
+        let _ = self.write(&turn, None).await;
+        recorded.map(drop)
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.now.lock().frozen
     }
 
     /// Audit rows and incidents that were lost because the disk failed for long.
@@ -741,6 +802,8 @@ impl Control {
                     now.announcer.announce(OffsetDateTime::now_utc(), what);
                 }
             }
+            // Frozen: it waits until the store is back.
+            Err(StoreError::LetGo { .. }) => {}
             Err(error) => {
                 let reason = with_sources(error);
                 if now.failing.is_none() {
@@ -758,8 +821,26 @@ impl Control {
     }
 
     fn audit_refusal(&self, change: &Change, after: Option<Split>, refusal: Refusal) -> Refusal {
-        self.refused(change.action, Some(&change.route), after, &change.actor, &refusal.to_string());
+        // Frozen: the audit trail is the other process's by now.
+        if !matches!(refusal, Refusal::Frozen) {
+            self.refused(change.action, Some(&change.route), after, &change.actor, &refusal.to_string());
+        }
         refusal
+    }
+
+    /// Runs a change to its end, even when its caller goes away half-way: a dropped request must not leave the disk and
+    /// the live state apart. It ends when everybody follows it.
+    async fn detached<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let plane = self.plane.clone();
+        let change = tokio::spawn(async move {
+            let changed = change.await?;
+            plane.followed().await;
+            Ok(changed)
+        });
+        change.await.unwrap_or(Err(Refusal::Abandoned))
     }
 }
 
@@ -789,8 +870,12 @@ impl Now {
         Refusal::UnknownRoute { route: route.to_owned(), known }
     }
 
-    /// The route that a change is for. Errors: there is none, or it has another revision than `if_match`.
+    /// The route that a change is for. Errors: nothing may change, there is no such route, or it has another revision than
+    /// `if_match`.
     fn matching(&mut self, route: &str, if_match: Option<u64>) -> Result<&mut Entry, Refusal> {
+        if self.frozen {
+            return Err(Refusal::Frozen);
+        }
         let Some(entry) = self.routes.get_mut(route) else {
             let known = self.config.routes.iter().map(|route| route.name.clone()).collect();
             return Err(Refusal::UnknownRoute { route: route.to_owned(), known });
@@ -950,14 +1035,6 @@ impl Change {
             "Split state changed"
         );
     }
-}
-
-/// Runs a change to its end, even when its caller goes away half-way: a dropped request must not leave the disk and the
-/// live state apart.
-async fn detached<T: Send + 'static>(
-    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
-) -> Result<T, Refusal> {
-    tokio::spawn(change).await.unwrap_or(Err(Refusal::Abandoned))
 }
 
 async fn blocking<T: Send + 'static>(

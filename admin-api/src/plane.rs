@@ -1,8 +1,9 @@
 //! What the control plane needs of a data plane, and the words they exchange. No sockets on this side.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future, sync::Arc};
 
 use config::{Arm, Config, Split};
+use futures::future::BoxFuture;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -21,6 +22,12 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Makes a route's state live. When it returns, every request and connection that starts from now on follows it;
     /// those under way keep what they started with. A route the plane does not have is ignored.
     fn apply(&self, route: &str, state: RouteState);
+
+    /// Resolves when every state that was applied so far is followed everywhere: also by a process that finishes what it
+    /// has after this one took over from it. It takes milliseconds, and is bounded where such a process does not answer.
+    fn followed(&self) -> BoxFuture<'static, ()> {
+        Box::pin(future::ready(()))
+    }
 
     /// Forgets what is under way on a route, as evidence: what began before this call is counted in totals when it ends,
     /// and in no [`Second`]. A route the plane does not have is ignored.

@@ -31,6 +31,14 @@ pub trait StateStore: Send + Sync + 'static {
 
     /// Audit rows, newest first; those of one route, if it is given.
     fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError>;
+
+    /// Lets another process have what is remembered. Until it is asked back everything else fails with
+    /// [`StoreError::LetGo`]. Errors: it is still ours.
+    fn let_go(&self) -> Result<(), StoreError>;
+
+    /// Asks back what was let go. Errors: another process still has it, or it cannot be used any more; every method
+    /// tries again from now on.
+    fn take_back(&self) -> Result<(), StoreError>;
 }
 
 /// How many audit rows of changes are kept; the oldest go first.
@@ -146,6 +154,8 @@ pub enum StoreError {
         path.display()
     )]
     Replaced { path: PathBuf },
+    #[error("state file {}: is with another instance, which takes over", path.display())]
+    LetGo { path: PathBuf },
     #[error("state file {}: {operation} failed; check the disk it is on", path.display())]
     Io { path: PathBuf, operation: &'static str, source: rusqlite::Error },
     #[error("state file: {0}")]

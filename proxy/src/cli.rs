@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     live::check_files,
-    server::{Server, stop_on_signals},
+    server::{Server, Start, stop_on_signals},
 };
 use client::Client;
 
@@ -44,6 +44,10 @@ enum Command {
         /// The configuration file; read again when it changes and on SIGHUP
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Take over from the instance that runs on the same state file, without a lost connection: it finishes what it has
+        /// and ends. Where none runs, start as usual
+        #[arg(long)]
+        takeover: bool,
         /// Log as JSON, one object a line
         #[arg(long)]
         json: bool,
@@ -127,9 +131,9 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Run { config, json } => {
+        Command::Run { config, takeover, json } => {
             log_to_stderr(json, "info");
-            let server = Server::open(config)?;
+            let server = Server::open(config, if takeover { Start::TakeOver } else { Start::Alone })?;
             let stop = CancellationToken::new();
             stop_on_signals(&stop)?;
             let (listeners, admin) = server.addresses()?;

@@ -27,12 +27,12 @@ use pingora::{
 };
 use tokio::{
     pin, select,
-    sync::watch,
     time::{self, Duration, Instant},
 };
 
 use crate::{
     connection::{Accepted, Worker},
+    drain::{Drain, LAME_DUCK},
     plane::Plane,
     wire::http1::{BodyLength, Head, rejection_response},
 };
@@ -41,19 +41,14 @@ use stream::{Next, RequestStream};
 
 /// A connection over which this many malformed HTTP/2 requests came is closed.
 const MAX_MALFORMED_STREAMS: usize = 32;
-/// An idle connection that is still open when the process drains gets this long for a request that is already on its
-/// way, so that stopping does not reset it.
-const LAME_DUCK: Duration = Duration::from_secs(1);
-
 /// One worker's HTTP engine with its own pool of upstream connections.
 pub(crate) struct Engine {
     proxy: Arc<HttpProxy<Service>>,
-    draining: watch::Receiver<bool>,
+    drain: Drain,
 }
 
 impl Engine {
-    /// `draining`: turns true when the process is to stop.
-    pub(crate) fn new(plane: Arc<Plane>, draining: watch::Receiver<bool>, access_log: bool) -> Arc<Self> {
+    pub(crate) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Arc<Self> {
         let conf = ServerConf {
             threads: 1,
             // Every endpoint of both arms may be tried; the service says when to stop.
@@ -61,10 +56,10 @@ impl Engine {
             upstream_keepalive_pool_size: 1024,
             ..ServerConf::default()
         };
-        let service = Service::new(plane, draining.clone(), access_log);
+        let service = Service::new(plane, drain.clone(), access_log);
         let mut proxy = HttpProxy::new(service, Arc::new(conf));
         proxy.handle_init_modules();
-        Arc::new(Self { proxy: Arc::new(proxy), draining })
+        Arc::new(Self { proxy: Arc::new(proxy), drain })
     }
 
     /// Serves a connection to its end, in whichever HTTP the client speaks.
@@ -89,7 +84,7 @@ impl Engine {
         // RFC 9113 section 3.3: the preface is the first thing a client says, and over TLS ALPN has decided already.
         let mut may_be_h2 = !connection.tls;
         loop {
-            let next = stream.next_head(patience, timeouts.request_header, &mut self.draining.clone()).await;
+            let next = stream.next_head(patience, timeouts.request_header, &mut self.drain.clone()).await;
             let head = match next {
                 Next::Head(head) => head,
                 Next::Http2 if may_be_h2 => {
@@ -133,7 +128,7 @@ impl Engine {
         // A client that has said all it wants to say still gets its answer (RFC 9112 section 9.6).
         session.set_abort_on_close(false);
         connection.answered.store(false, Ordering::Relaxed);
-        let exchange = self.proxy.process_new_http(session, &self.draining);
+        let exchange = self.proxy.process_new_http(session, self.drain.as_engine_takes_it());
         let reusable = if head.body == BodyLength::Upgrade {
             pin!(exchange);
             select! {
@@ -171,7 +166,7 @@ impl Engine {
             return worker.plane.rejections.count("h2_handshake");
         };
         let digest = Arc::new(Digest { proxy_digest: Some(connection.digest()), ..Digest::default() });
-        let mut draining = self.draining.clone();
+        let mut drain = self.drain.clone();
         let mut malformed = 0;
         let mut goodbye = Goodbye::Unsaid;
         // Each stream holds a clone: the count says whether the connection is idle.
@@ -180,7 +175,7 @@ impl Engine {
         loop {
             let accepted = select! {
                 biased;
-                _ = draining.wait_for(|draining| *draining), if goodbye == Goodbye::Unsaid => {
+                _ = drain.begins(), if goodbye == Goodbye::Unsaid => {
                     // GOAWAY: streams that are open, or on their way, are still served, as long as the drain lasts.
                     h2.graceful_shutdown();
                     goodbye = Goodbye::Said;
@@ -208,10 +203,10 @@ impl Engine {
                 Ok(Some(h2::H2Accept::Session(session))) => {
                     idle_since = Instant::now();
                     let proxy = Arc::clone(&self.proxy);
-                    let draining = self.draining.clone();
+                    let drain = self.drain.clone();
                     let busy = Arc::clone(&busy);
                     worker.tasks.spawn(async move {
-                        proxy.process_new_http(ServerSession::new_http2(session), &draining).await;
+                        proxy.process_new_http(ServerSession::new_http2(session), drain.as_engine_takes_it()).await;
                         drop(busy);
                     });
                 }

@@ -27,6 +27,8 @@ mod live;
 mod plane;
 mod worker;
 
+mod drain;
 mod server;
+mod takeover;
 
 pub mod cli;

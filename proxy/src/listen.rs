@@ -12,10 +12,10 @@ use tokio::{
     time::{self, Duration, Instant},
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection::{Accepted, Worker},
+    drain::Drain,
     http::Engine,
     mqtt,
     plane::Plane,
@@ -31,24 +31,27 @@ pub(crate) const BACKLOG: i32 = 4096;
 pub(crate) struct Acceptor {
     pub(crate) worker: Worker,
     pub(crate) engine: Arc<Engine>,
-    /// Cancelled when the process is to stop: accept nothing more, finish what is open.
-    pub(crate) drain: CancellationToken,
+    pub(crate) drain: Drain,
     pub(crate) max_connections: usize,
 }
 
-/// Accepts until the process drains, then what is already waiting in the backlog, then no more.
+/// Accepts until the process drains, then what is already waiting in the backlog, if nobody else will, then no more.
 pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol, acceptor: Acceptor) {
     let mut trouble = Trouble::default();
-    loop {
+    let mut drain = acceptor.drain.clone();
+    let end = loop {
         let accepted = tokio::select! {
             biased;
-            () = acceptor.drain.cancelled() => break,
+            end = drain.begins() => break end,
             accepted = socket.accept() => accepted,
         };
         match accepted {
             Ok((tcp, client)) => spawn(tcp, client, index, protocol, &acceptor),
             Err(error) => trouble.wait_out(&error, &acceptor.worker).await,
         }
+    };
+    if !end.takes_backlog(index) {
+        return;
     }
     // Clients in the backlog are connected as far as they know: dropping them would reset them. The system itself is
     // asked for them, because the runtime knows only of those it has been told about so far.

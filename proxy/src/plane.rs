@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    future,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,6 +20,7 @@ use tokio::time;
 use crate::{
     live::{self, Addresses, Live, Parts},
     mirror::MirrorThread,
+    takeover::Predecessor,
     telemetry::Rejections,
 };
 
@@ -36,6 +39,18 @@ pub(crate) struct Plane {
     pub(crate) rejections: Rejections,
     /// Open client connections of all listeners.
     pub(crate) connections: AtomicUsize,
+    pub(crate) takeovers: Takeovers,
+    /// Whom this process took over from.
+    predecessor: OnceLock<Predecessor>,
+}
+
+/// How often a takeover came to which end.
+#[derive(Debug, Default)]
+pub(crate) struct Takeovers {
+    /// By this process.
+    pub(crate) done: AtomicU64,
+    /// Of this process.
+    pub(crate) failed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +71,8 @@ impl Plane {
             seconds: AtomicU64::new(0),
             rejections: Rejections::new(workers),
             connections: AtomicUsize::new(0),
+            takeovers: Takeovers::default(),
+            predecessor: OnceLock::new(),
         })
     }
 
@@ -67,6 +84,11 @@ impl Plane {
     /// Turns `/ready` on or off.
     pub(crate) fn set_serving(&self, serving: bool) {
         self.serving.store(serving, Ordering::Relaxed);
+    }
+
+    /// Has the process before this one follow every split from now on. Once.
+    pub(crate) fn took_over_from(&self, predecessor: Predecessor) {
+        let _ = self.predecessor.set(predecessor);
     }
 
     /// Reads the configuration's certificate files again. Errors: nothing changed.
@@ -138,6 +160,16 @@ impl DataPlane for Plane {
         if let Some(known) = source.states.get_mut(route) {
             *known = state;
             self.live.store(Arc::new(self.live.load().with_state(route, state)));
+            if let Some(predecessor) = self.predecessor.get() {
+                predecessor.tell(route, state);
+            }
+        }
+    }
+
+    fn followed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        match self.predecessor.get() {
+            Some(predecessor) => Box::pin(predecessor.followed()),
+            None => Box::pin(future::ready(())),
         }
     }
 
@@ -177,7 +209,14 @@ impl DataPlane for Plane {
             label: Some(("reason", reason.to_owned())),
             value,
         });
-        rejected.collect()
+        let takeovers = [("done", &self.takeovers.done), ("failed", &self.takeovers.failed)];
+        let takeovers = takeovers.into_iter().map(|(outcome, count)| ProcessCounter {
+            name: "crossfade_takeovers_total",
+            help: "done: this process took over from another; failed: it was to be taken over and went on",
+            label: Some(("outcome", outcome.to_owned())),
+            value: count.load(Ordering::Relaxed),
+        });
+        rejected.chain(takeovers).collect()
     }
 }
 

@@ -5,32 +5,34 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener as StdListener},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::SystemTime,
 };
 
 use admin_api::{Access, Api, Control, DataPlane, Guardian, Sqlite};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use config::{Config, Faults, Protocol};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
-    runtime,
+    runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, watch},
+    sync::Notify,
     task::JoinSet,
-    time::{self, Duration},
+    time::{self, Duration, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     connection::Worker,
+    drain::{Drain, Drainer, End, Why},
     http::Engine,
     listen::{self, Acceptor, BACKLOG},
-    live::{Addresses, sockets_of},
+    live::{Addresses, check_files, sockets_of},
     mirror::MirrorThread,
     plane::Plane,
+    takeover::{Incumbent, Offer},
     tls, worker,
 };
 
@@ -42,36 +44,72 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A configuration whose sockets are bound, so that nothing but their traffic can go wrong from here on.
 pub(crate) struct Server {
-    /// `None`: the configuration is not from a file.
+    control_runtime: Arc<Runtime>,
+    /// `None`: the configuration is not from a file, and nobody takes over from this process.
     file: Option<ConfigFile>,
     config: Arc<Config>,
     workers: usize,
     listeners: Vec<(StdListener, Protocol)>,
     admin: StdListener,
+    /// The process whose sockets these are.
+    incumbent: Option<Incumbent>,
+}
+
+/// What to do about a process that runs on the same state file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Start {
+    /// Be refused by it.
+    Alone,
+    /// Take its sockets over. Without one, start alone.
+    TakeOver,
 }
 
 impl Server {
-    /// Reads a file, which is watched from then on, and binds. Errors: every fault of the file; an address that is taken
-    /// or not ours.
-    pub(crate) fn open(path: PathBuf) -> Result<Self> {
+    /// Reads a file, which is watched from then on, and binds, or takes sockets over. Errors: every fault of the file; an
+    /// address that is taken or not ours; a process that cannot be taken over from.
+    pub(crate) fn open(path: PathBuf, start: Start) -> Result<Self> {
         // Looked at before it is read: a change in between must show as one, or it would never be seen.
         let config_seen = fingerprint(&path);
         let config = Config::load(&path)?;
+        let control_runtime = control_runtime()?;
+        let incumbent = match start {
+            Start::Alone => None,
+            Start::TakeOver => {
+                // Nobody is bothered for a start that comes to nothing.
+                let faults = check_files(&config);
+                if !faults.is_empty() {
+                    return Err(Faults(faults).into());
+                }
+                let incumbent = control_runtime.block_on(Incumbent::ask(&config.admin.state))?;
+                if incumbent.is_none() {
+                    tracing::info!("No instance to take over from; starting alone");
+                }
+                incumbent
+            }
+        };
         let seen =
             Look { config: config_seen, named: files_named_by(&config).map(|file| fingerprint(&file)).collect() };
-        Ok(Self { file: Some(ConfigFile { path, seen }), ..Self::bind(config)? })
+        Ok(Self { file: Some(ConfigFile { path, seen }), ..Self::listen(config, control_runtime, incumbent)? })
     }
 
     /// Binds. Errors: an address that is taken or not ours.
     pub(crate) fn bind(config: Config) -> Result<Self> {
+        Self::listen(config, control_runtime()?, None)
+    }
+
+    fn listen(config: Config, control_runtime: Arc<Runtime>, mut incumbent: Option<Incumbent>) -> Result<Self> {
+        let mut listen = |address| match incumbent.as_mut().and_then(|incumbent| incumbent.take(address)) {
+            Some(socket) => Ok(socket),
+            None => bind(address),
+        };
         let listeners = sockets_of(&config)
             .into_iter()
-            .map(|socket| Ok((bind(socket.address)?, socket.protocol)))
+            .map(|socket| Ok((listen(socket.address)?, socket.protocol)))
             .collect::<Result<Vec<_>>>()?;
-        let admin = bind(config.admin.listen)?;
+        let admin = listen(config.admin.listen)?;
         let workers =
             config.server.workers.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
-        Ok(Self { file: None, config: Arc::new(config), workers, listeners, admin })
+        Ok(Self { control_runtime, file: None, config: Arc::new(config), workers, listeners, admin, incumbent })
     }
 
     /// Where it listens: the routes' sockets in the order of the configuration, and the admin API's.
@@ -80,21 +118,14 @@ impl Server {
         Ok((listeners, self.admin.local_addr()?))
     }
 
-    /// Serves until `stop` is cancelled, then drains. `on_ready`: called when everything serves. Errors: the state
-    /// database or a file the configuration names; nothing has been served then.
+    /// Serves until `stop` is cancelled or another process has taken over, then drains. `on_ready`: called when everything
+    /// serves. Errors: the state database or a file the configuration names; nothing has been served then.
     pub(crate) fn run(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
-        // Two, so that reading certificates does not hold up a rollback.
-        let control_runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("control")
-            .enable_all()
-            .build()
-            .context("cannot start the control plane's threads")?;
+        let control_runtime = Arc::clone(&self.control_runtime);
         control_runtime.block_on(self.serve(stop, on_ready))
     }
 
-    async fn serve(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
-        let store = Sqlite::open(&self.config.admin.state)?;
+    async fn serve(mut self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
         let access = Access::open(&self.config.admin)?;
         let admin_tls = match &self.config.admin.tls {
             Some(files) => Some(tls::admin_config(files).map_err(|fault| anyhow!("{fault}"))?),
@@ -106,28 +137,71 @@ impl Server {
         if !names.is_empty() {
             plane.take_addresses(look_up(&names, &Addresses::new()).await)?;
         }
+        // From here to `ready` the incumbent can change nothing: whatever takes long comes before.
+        if let Some(incumbent) = &mut self.incumbent {
+            incumbent.release().await?;
+        }
+        let store = Sqlite::open(&self.config.admin.state)?;
         let control =
             Control::open(Arc::clone(&self.config), Arc::new(store), Arc::clone(&plane) as Arc<dyn DataPlane>).await?;
-
-        let drain = CancellationToken::new();
-        let (draining, is_draining) = watch::channel(false);
-        let workers = start_workers(&self, &plane, &drain, &is_draining)?;
-        // The workers have their own handles: a socket closes, and refuses, when the last of them stops accepting.
-        drop(self.listeners);
-        let admin = listener(self.admin)?;
+        let (drainer, drain) = Drainer::new();
+        let accept = CancellationToken::new();
+        let workers = start_workers(&self, &plane, &drain, &accept)?;
+        let admin = listener(self.admin.try_clone().context("cannot share a listening socket")?)?;
+        if let Some(incumbent) = self.incumbent {
+            if stop.is_cancelled() {
+                bail!("stopped before it had taken over");
+            }
+            if let Some(predecessor) = incumbent.ready().await? {
+                plane.took_over_from(predecessor);
+            }
+            plane.takeovers.done.fetch_add(1, Ordering::Relaxed);
+        }
+        accept.cancel();
+        // The workers have handles of their own, and so has the API: a socket closes, and refuses, when the last of them
+        // stops accepting and the offer is gone.
+        let sockets = self.listeners.into_iter().map(|(listener, _)| listener).chain([self.admin]).collect();
+        let offer = self.file.as_ref().and_then(|_| {
+            Offer::new(&self.config.admin.state, sockets, Arc::clone(&control), Arc::clone(&plane))
+                .inspect_err(|error| tracing::warn!(%error, "No other instance can take over from this one"))
+                .ok()
+        });
         let api = Api::new(Arc::clone(&control), access);
         let end = CancellationToken::new();
+        let end_of_api = end.child_token();
         let mut tasks = background(&plane, &control, self.file.as_ref(), &end);
-        let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end.clone()));
+        let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end_of_api.clone()));
         plane.set_serving(true);
         on_ready();
 
-        stop.cancelled().await;
-        let patience = self.config.server.drain;
-        tracing::info!(?patience, "Draining: no new connections, open ones may finish");
-        plane.set_serving(false);
-        draining.send_replace(true);
-        drain.cancel();
+        let taken = match offer {
+            Some(offer) => offer.until_taken(&stop).await,
+            None => {
+                stop.cancelled().await;
+                None
+            }
+        };
+        let patience = control.config().server.drain;
+        let until = Instant::now() + patience;
+        match taken {
+            None => {
+                tracing::info!(?patience, "Draining: no new connections, open ones may finish");
+                plane.set_serving(false);
+                drainer.begin(End { until, why: Why::Stopped });
+            }
+            Some(taken) => {
+                let (pid, frozen) = (taken.pid, taken.frozen);
+                tracing::info!(
+                    pid,
+                    ?frozen,
+                    ?patience,
+                    "Draining: another instance took over, open connections may finish"
+                );
+                drainer.begin(End { until, why: Why::TakenOver { closing: taken.closing.clone() } });
+                end_of_api.cancel();
+                tasks.spawn(taken.follow(Arc::clone(&plane)));
+            }
+        }
         let all_ended = tokio::task::spawn_blocking(move || {
             workers.into_iter().for_each(|worker| {
                 // A worker that panicked has ended as well, and said so.
@@ -136,7 +210,10 @@ impl Server {
         });
         all_ended.await.context("waiting for the workers")?;
         end.cancel();
-        if let Err(error) = control.flush().await {
+        // What is on disk is the successor's.
+        if !control.is_frozen()
+            && let Err(error) = control.flush().await
+        {
             tracing::error!(%error, "Not everything that changed is on disk");
         }
         // It gives its own requests a few seconds.
@@ -145,6 +222,12 @@ impl Server {
         tracing::info!("Stopped");
         Ok(())
     }
+}
+
+fn control_runtime() -> Result<Arc<Runtime>> {
+    // Two, so that reading certificates does not hold up a rollback.
+    let control = runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
+    Ok(Arc::new(control.context("cannot start the control plane's threads")?))
 }
 
 /// What goes on beside the traffic.
@@ -227,12 +310,12 @@ fn within_file_limit(max_connections: usize) -> usize {
 /// Descriptors for the admin API, checks, copies and idle upstream connections.
 const OWN_DESCRIPTORS: u64 = 512;
 
-/// One thread a worker, each with a runtime of its own that accepts on every listener.
+/// One thread a worker, each with a runtime of its own that accepts on every listener. `accept`: when to begin.
 fn start_workers(
     server: &Server,
     plane: &Arc<Plane>,
-    drain: &CancellationToken,
-    draining: &watch::Receiver<bool>,
+    drain: &Drain,
+    accept: &CancellationToken,
 ) -> Result<Vec<thread::JoinHandle<()>>> {
     let settings = &server.config.server;
     let max_connections = within_file_limit(settings.max_connections);
@@ -244,16 +327,17 @@ fn start_workers(
                 .map(|(listener, protocol)| Ok((listener.try_clone()?, *protocol)))
                 .collect::<io::Result<Vec<_>>>()
                 .context("cannot share a listening socket")?;
-            let (plane, drain, draining) = (Arc::clone(plane), drain.clone(), draining.clone());
-            let (patience, access_log) = (settings.drain, settings.access_log);
+            let (plane, mut drain, accept) = (Arc::clone(plane), drain.clone(), accept.clone());
+            let access_log = settings.access_log;
             let runtime =
                 runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
             let work = async move {
                 let tasks = TaskTracker::new();
-                let engine = Engine::new(Arc::clone(&plane), draining, access_log);
+                let engine = Engine::new(Arc::clone(&plane), drain.clone(), access_log);
                 let worker = Worker { plane, tasks: tasks.clone(), access_log };
                 let acceptor = Acceptor { worker, engine, drain: drain.clone(), max_connections };
                 let mut accepting = JoinSet::new();
+                accept.cancelled().await;
                 for (index, (socket, protocol)) in listeners.into_iter().enumerate() {
                     match TcpListener::from_std(socket) {
                         Ok(socket) => {
@@ -262,13 +346,13 @@ fn start_workers(
                         Err(error) => tracing::error!(%error, "Cannot watch a listening socket"),
                     }
                 }
-                drain.cancelled().await;
+                let end = drain.begins().await;
                 let finish = async {
                     while accepting.join_next().await.is_some() {}
                     tasks.close();
                     tasks.wait().await;
                 };
-                if time::timeout(patience, finish).await.is_err() {
+                if time::timeout_at(end.until, finish).await.is_err() {
                     tracing::warn!(open = tasks.len(), "Closing connections that did not finish in time");
                 }
             };
@@ -348,11 +432,16 @@ async fn reload_on_change(file: ConfigFile, plane: Arc<Plane>, control: Arc<Cont
             }
         });
     }
+    let mut asked = false;
     loop {
-        let asked = tokio::select! {
+        asked |= tokio::select! {
             () = hangup.notified() => true,
             () = time::sleep(FILES_EVERY) => false,
         };
+        // What changes while another instance takes over is read by that one, or afterwards.
+        if control.is_frozen() {
+            continue;
+        }
         let mut now = look_at(path.clone(), control.config()).await;
         if asked || now.config != seen.config {
             reload(&path, &plane, &control).await;
@@ -366,7 +455,7 @@ async fn reload_on_change(file: ConfigFile, plane: Arc<Plane>, control: Arc<Cont
                 Err(fault) => tracing::error!(%fault, "Certificates are not reloaded, the old ones stay"),
             }
         }
-        seen = now;
+        (seen, asked) = (now, false);
     }
 }
 

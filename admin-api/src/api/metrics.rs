@@ -52,6 +52,8 @@ fn write_process(out: &mut Exposition, control: &Control, refused: &BTreeMap<&'s
     out.sample("crossfade_uptime_seconds", &[], uptime_seconds);
     out.family("crossfade_ready", GAUGE, "1: all listeners serve, and are not draining");
     out.sample("crossfade_ready", &[], u8::from(control.plane().ready()));
+    out.family("crossfade_frozen", GAUGE, "1: nothing can be changed, because another instance takes over");
+    out.sample("crossfade_frozen", &[], u8::from(control.is_frozen()));
     out.family("crossfade_audit_rows_lost_total", COUNTER, "Audit rows and incidents the disk did not take in time");
     out.sample("crossfade_audit_rows_lost_total", &[], control.rows_dropped());
     out.family("crossfade_audit_refusals_skipped_total", COUNTER, "Refused attempts without a row in the audit trail");

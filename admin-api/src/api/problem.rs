@@ -91,6 +91,7 @@ impl From<Refusal> for Box<Problem> {
         let problem = |status, word| Problem::new(status, word, refusal.problem()).cure(refusal.cure());
         let unavailable = |word| problem(StatusCode::SERVICE_UNAVAILABLE, word).header(header::RETRY_AFTER, "1");
         match &refusal {
+            Refusal::Frozen => unavailable("frozen"),
             Refusal::UnknownRoute { .. } => problem(StatusCode::NOT_FOUND, "unknown-route").field("route"),
             Refusal::Stale { .. } => problem(StatusCode::PRECONDITION_FAILED, "stale-revision").field("if-match"),
             Refusal::Latched { .. } => problem(StatusCode::CONFLICT, "latched").field("green_percentage"),

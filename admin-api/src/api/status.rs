@@ -308,7 +308,11 @@ fn window(uri: &Uri, most: usize) -> Result<(Option<String>, usize), Box<Problem
 }
 
 fn unreadable(error: StoreError) -> Box<Problem> {
+    let cure = match error {
+        StoreError::LetGo { .. } => "try again in a second",
+        _ => "see the state file's disk and try again",
+    };
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", with_sources(&error))
-        .cure("see the state file's disk and try again")
+        .cure(cure)
         .header(header::RETRY_AFTER, "1")
 }

@@ -139,7 +139,7 @@ pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "Latched, and green would rise; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Could not be recorded", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn change(
@@ -163,7 +163,7 @@ pub(super) async fn change(
     responses(
         (status = 200, description = "On disk and live", body = TrafficSplit),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Live, but could not be recorded", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Live, but could not be recorded; or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn rollback(
@@ -190,7 +190,7 @@ pub(super) async fn rollback(
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Could not be recorded", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn reset(

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io,
+    io, mem,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -24,9 +24,17 @@ use super::{
 #[derive(Debug)]
 pub struct Sqlite {
     path: PathBuf,
-    /// Of the file that is open.
+    /// Of the file that was opened.
     identity: Identity,
-    connection: Mutex<Connection>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Open(Connection),
+    LetGo,
+    /// Asked back, and not had yet.
+    Wanted,
 }
 
 /// Device and inode: the path may lead to another file one day.
@@ -46,14 +54,29 @@ impl Sqlite {
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
             Err(source) => return Err(StoreError::Open { path: path.to_owned(), source: source.into() }),
         }
-        // SQLite does not tell which file it has opened: the one that is there before and after.
-        let before = identity(path);
-        let connection = connect(path)?;
-        let identity = before
-            .filter(|before| identity(path) == Some(*before))
-            .ok_or_else(|| StoreError::Replaced { path: path.to_owned() })?;
-        verify(path, &connection)?;
-        Ok(Self { path: path.to_owned(), identity, connection: Mutex::new(connection) })
+        let (identity, connection) = acquire(path)?;
+        Ok(Self { path: path.to_owned(), identity, held: Mutex::new(Held::Open(connection)) })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let held = &mut *self.held.lock();
+        if matches!(held, Held::Wanted) {
+            *held = Held::Open(self.acquire_again()?);
+        }
+        match held {
+            Held::Open(connection) => work(connection),
+            Held::LetGo | Held::Wanted => Err(StoreError::LetGo { path: self.path.clone() }),
+        }
+    }
+
+    /// The file that was opened first, and no other.
+    fn acquire_again(&self) -> Result<Connection, StoreError> {
+        self.check_in_place()?;
+        let (identity, connection) = acquire(&self.path)?;
+        if identity != self.identity {
+            return Err(StoreError::Replaced { path: self.path.clone() });
+        }
+        Ok(connection)
     }
 
     /// Nobody would find what is written to a file that the path does not lead to.
@@ -72,18 +95,19 @@ impl Sqlite {
 
 impl StateStore for Sqlite {
     fn load(&self) -> Result<BTreeMap<String, Recorded>, StoreError> {
-        sealed_states(&self.path, &self.connection.lock())
+        self.with(|connection| sealed_states(&self.path, connection))
     }
 
     fn record(&self, batch: &Batch) -> Result<(), StoreError> {
-        self.check_in_place()?;
-        write(&mut self.connection.lock(), batch).map_err(self.failed("writing"))?;
-        self.check_in_place()
+        self.with(|connection| {
+            self.check_in_place()?;
+            write(connection, batch).map_err(self.failed("writing"))?;
+            self.check_in_place()
+        })
     }
 
     fn incidents(&self, route: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-        let connection = self.connection.lock();
-        let read = || {
+        let read = |connection: &Connection| {
             connection
                 .prepare_cached(
                     "SELECT json FROM incident WHERE ?1 IS NULL OR route = ?1 ORDER BY number DESC LIMIT ?2",
@@ -91,20 +115,18 @@ impl StateStore for Sqlite {
                 .query_map(params![route, limit as i64], |row| row.get(0))?
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
-        read().map_err(self.failed("reading"))
+        self.with(|connection| read(connection).map_err(self.failed("reading")))
     }
 
     fn incident(&self, id: &str) -> Result<Option<String>, StoreError> {
-        self.connection
-            .lock()
-            .query_row("SELECT json FROM incident WHERE id = ?1", [id], |row| row.get(0))
-            .optional()
-            .map_err(self.failed("reading"))
+        let read = |connection: &Connection| {
+            connection.query_row("SELECT json FROM incident WHERE id = ?1", [id], |row| row.get(0)).optional()
+        };
+        self.with(|connection| read(connection).map_err(self.failed("reading")))
     }
 
     fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
-        let connection = self.connection.lock();
-        let read = || {
+        let read = |connection: &Connection| {
             connection
                 .prepare_cached(
                     "SELECT at, actor, source, action, route, before, after, revision, outcome, reason
@@ -126,8 +148,40 @@ impl StateStore for Sqlite {
                 })?
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
-        read().map_err(self.failed("reading"))
+        self.with(|connection| read(connection).map_err(self.failed("reading")))
     }
+
+    fn let_go(&self) -> Result<(), StoreError> {
+        let held = &mut *self.held.lock();
+        if let Held::Open(connection) = mem::replace(held, Held::LetGo) {
+            connection.close().map_err(|(connection, error)| {
+                *held = Held::Open(connection);
+                self.failed("closing")(error)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn take_back(&self) -> Result<(), StoreError> {
+        let held = &mut *self.held.lock();
+        if matches!(held, Held::LetGo) {
+            *held = Held::Wanted;
+            *held = Held::Open(self.acquire_again()?);
+        }
+        Ok(())
+    }
+}
+
+/// Opens, locks and checks a file that is there. SQLite does not tell which one it has opened: the one that is there
+/// before and after.
+fn acquire(path: &Path) -> Result<(Identity, Connection), StoreError> {
+    let before = identity(path);
+    let connection = connect(path)?;
+    let identity = before
+        .filter(|before| identity(path) == Some(*before))
+        .ok_or_else(|| StoreError::Replaced { path: path.to_owned() })?;
+    verify(path, &connection)?;
+    Ok((identity, connection))
 }
 
 /// The smallest page that SQLite has (file format, 1.3.2); a database is at least one page.

@@ -259,6 +259,14 @@ impl StateStore for FakeStore {
     fn audit(&self, _: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
         Ok(self.audit.lock().iter().rev().take(limit).cloned().collect())
     }
+
+    fn let_go(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn take_back(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Waits for a condition, at most 20 s.

@@ -1,4 +1,4 @@
-//! An HTTP origin: HTTP/1.1 and HTTP/2 on one port, gRPC health and WebSocket included.
+//! An HTTP origin: HTTP/1.1 and HTTP/2 on one port, gRPC and WebSocket included.
 //!
 //! | path | answer |
 //! |---|---|
@@ -10,17 +10,19 @@
 //! | `/endless` | bytes, for ever |
 //! | `/status/NNN` | that status (200 to 999) |
 //! | `/sse` | three server-sent events, then the end |
+//! | `/record/N` | JSON for comparing: the record of that number with fields that are noise, see [`record`] |
+//! | `/noisy` | record 0 |
 //! | `/ws` | WebSocket echo: text is answered `<label>:<text>`, binary as it came |
-//! | any, with `content-type: application/grpc…` | `grpc.health.v1.Health` |
+//! | any, with `content-type: application/grpc…` | gRPC: `/loadtest.Echo/Echo`, and `grpc.health.v1.Health` |
 //!
-//! Every answer carries `x-origin: <label>`. Request bodies are read to their end before the answer, but for `/echo`,
-//! `/ws` and gRPC.
+//! Every answer carries `x-origin: <label>`, and the request's `x-loadtest-id` if it had one. Request bodies are read to
+//! their end before the answer, but for `/echo`, `/ws` and gRPC.
 
-use std::{convert::Infallible, future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{HeaderValue, Request, Response, Version, header::CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -31,27 +33,39 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustls::ServerConfig;
-use tokio::{net::TcpStream, time};
+use tokio::{
+    net::TcpStream,
+    time::{self, Instant},
+};
 use tokio_rustls::TlsAcceptor;
 use tonic::codegen::Service;
-use tonic_health::{pb::health_server::HealthServer, server::health_reporter};
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::health_reporter,
+};
 
 use self::wire::{Cut, Wire};
-use super::{BehaviourHandle, ListenError, Seen, serving::Serving, serving::Tasks};
+use super::{
+    Behaviour, BehaviourHandle, ListenError, Listener, RESET_DELAY, Seen,
+    account::{Account, ID},
+    serving::{Serving, Tasks},
+};
+use crate::{ledger::Ledger, load::KeyPlace};
 
 mod endpoints;
+mod grpc;
+mod record;
 mod websocket;
 mod wire;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 
+/// The header that says who answered.
+const ORIGIN: HeaderName = HeaderName::from_static("x-origin");
+
 /// Time a client has for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time between the header and the reset of [`reset_after_header`](super::Behaviour::reset_after_header): enough for
-/// the header to leave.
-const RESET_DELAY: Duration = Duration::from_millis(10);
 
 /// A running HTTP origin. Dropping it stops it, without waiting.
 #[derive(Debug)]
@@ -59,6 +73,27 @@ pub struct HttpOrigin {
     serving: Serving,
     behaviour: BehaviourHandle,
     seen: Arc<Seen>,
+    account: Arc<Account>,
+}
+
+/// What an HTTP origin can be started with. The default: in clear, well-behaved, without a ledger.
+#[derive(Clone, Debug)]
+pub struct HttpSetup<'a> {
+    /// TLS with this certificate; when it names no ALPN protocols, `h2` and `http/1.1` are offered.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// How it behaves until it is changed.
+    pub behaviour: Behaviour,
+    /// Where every request with an `x-loadtest-id` is written, see [`HttpOrigin::record`].
+    pub ledger: Option<&'a Ledger>,
+    /// Where requests have the key that is written there; header `x-session-id` by default.
+    pub key: KeyPlace,
+}
+
+impl Default for HttpSetup<'_> {
+    fn default() -> Self {
+        let key = KeyPlace::Header(HeaderName::from_static("x-session-id"));
+        Self { tls: None, behaviour: Behaviour::default(), ledger: None, key }
+    }
 }
 
 impl HttpOrigin {
@@ -67,21 +102,47 @@ impl HttpOrigin {
     /// `label`: how it names itself in every answer; control characters are left out. `address`: port 0 picks a free
     /// one, see [`address`](Self::address). Errors: the address cannot be listened on. Needs a running tokio runtime.
     pub async fn start(label: impl Into<String>, address: SocketAddr) -> Result<Self, ListenError> {
-        Self::serve(label.into(), address, None).await
+        Ok(Self::serve(label, Listener::bind(address).await?, HttpSetup::default()))
     }
 
-    /// Starts an origin behind TLS. `tls` says which certificate; when it names no ALPN protocols, `h2` and `http/1.1`
-    /// are offered. Otherwise as [`start`](Self::start).
+    /// Starts an origin behind TLS. `tls` says which certificate, see [`HttpSetup::tls`]. Otherwise as
+    /// [`start`](Self::start).
     pub async fn start_tls(
         label: impl Into<String>,
         address: SocketAddr,
         tls: Arc<ServerConfig>,
     ) -> Result<Self, ListenError> {
-        let mut tls = tls;
-        if tls.alpn_protocols.is_empty() {
-            Arc::make_mut(&mut tls).alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        }
-        Self::serve(label.into(), address, Some(tls.into())).await
+        let setup = HttpSetup { tls: Some(tls), ..HttpSetup::default() };
+        Ok(Self::serve(label, Listener::bind(address).await?, setup))
+    }
+
+    /// Serves what is listened on. `label` as for [`start`](Self::start).
+    pub fn serve(label: impl Into<String>, listener: Listener, setup: HttpSetup<'_>) -> Self {
+        let behaviour = BehaviourHandle::new(setup.behaviour);
+        let seen = Arc::new(Seen::default());
+        let account = Account::new(setup.key);
+        let (_, health) = health_reporter();
+        let origin = Arc::new(Origin {
+            label: Label::new(&label.into()),
+            behaviour: behaviour.clone(),
+            seen: Arc::clone(&seen),
+            account: Arc::clone(&account),
+            health,
+        });
+        let tls = setup.tls.map(|mut tls| {
+            if tls.alpn_protocols.is_empty() {
+                Arc::make_mut(&mut tls).alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            }
+            TlsAcceptor::from(tls)
+        });
+
+        // Before the first connection is accepted, so that the account has every request.
+        let record = |tasks: &Tasks| setup.ledger.into_iter().for_each(|ledger| account.open(ledger, tasks));
+        let serving = Serving::start(listener, record, move |stream, tasks| {
+            let (origin, tls) = (Arc::clone(&origin), tls.clone());
+            async move { origin.connection(stream, tls, tasks).await }
+        });
+        Self { serving, behaviour, seen, account }
     }
 
     /// Where it listens, the port filled in.
@@ -99,6 +160,13 @@ impl HttpOrigin {
         &self.seen
     }
 
+    /// Writes every request with an `x-loadtest-id` to `ledger` from now on, when its header has come in, whatever it is
+    /// answered; and every WebSocket message that begins with an id. The ledger can be closed once the origin is
+    /// stopped or dropped. Needs a running tokio runtime.
+    pub fn record(&self, ledger: &Ledger) {
+        self.account.open(ledger, self.serving.tasks());
+    }
+
     /// Closes the listener, and returns once connecting is refused. Open connections are served on.
     pub async fn stop_listening(&self) {
         self.serving.stop_listening().await;
@@ -108,25 +176,13 @@ impl HttpOrigin {
     /// listened on again at once.
     pub async fn stop(&self) {
         self.serving.stop().await;
+        self.account.close();
     }
+}
 
-    async fn serve(label: String, address: SocketAddr, tls: Option<TlsAcceptor>) -> Result<Self, ListenError> {
-        let behaviour = BehaviourHandle::default();
-        let seen = Arc::new(Seen::default());
-        let (_, health) = health_reporter();
-        let origin = Arc::new(Origin {
-            label: Label::new(&label),
-            behaviour: behaviour.clone(),
-            seen: Arc::clone(&seen),
-            health,
-        });
-
-        let serving = Serving::start(address, move |stream, tasks| {
-            let (origin, tls) = (Arc::clone(&origin), tls.clone());
-            async move { origin.connection(stream, tls, tasks).await }
-        })
-        .await?;
-        Ok(Self { serving, behaviour, seen })
+impl Drop for HttpOrigin {
+    fn drop(&mut self) {
+        self.account.close();
     }
 }
 
@@ -150,10 +206,11 @@ struct Origin<H> {
     label: Label,
     behaviour: BehaviourHandle,
     seen: Arc<Seen>,
+    account: Arc<Account>,
     health: HealthServer<H>,
 }
 
-impl<H: tonic_health::pb::health_server::Health> Origin<H> {
+impl<H: Health> Origin<H> {
     async fn connection(self: Arc<Self>, stream: TcpStream, tls: Option<TlsAcceptor>, tasks: Tasks) {
         let seen = Arc::clone(&self.seen);
         let _open = seen.connection();
@@ -190,31 +247,34 @@ impl<H: tonic_health::pb::health_server::Health> Origin<H> {
     ) -> Result<Response<Body>, Infallible> {
         let (head, body) = request.into_parts();
         self.seen.request(&head);
-        let behaviour = self.behaviour.for_request();
-        if behaviour.hang {
-            return future::pending().await;
-        }
-        if !behaviour.latency.is_zero() {
-            time::sleep(behaviour.latency).await;
-        }
+        self.account.request(&head);
+        let turn = self.behaviour.turn(Instant::now());
+        turn.wait().await;
 
-        let version = head.version;
-        let mut response = if let Some(status) = behaviour.status {
-            endpoints::status(status, body).await
-        } else if is_grpc(&head) {
-            let Ok(response) = self.health.clone().call(Request::from_parts(head, body)).await;
-            response.map(|body| body.map_err(BoxError::from).boxed_unsync())
-        } else if head.uri.path() == "/ws" {
-            let request = Request::from_parts(head, body);
-            // A connection that was upgraded is reset by its own task: no body follows the header.
-            let reset = behaviour.reset_after_header.then(|| cut.clone());
-            websocket::accept(request, &self.label.text, reset, &tasks)
-        } else {
-            endpoints::answer(&head, body, &self.label.text).await
+        let (version, id) = (head.version, head.headers.get(ID).cloned());
+        let label = self.label.header.clone();
+        let status = turn.status.or_else(|| turn.fails.then_some(StatusCode::INTERNAL_SERVER_ERROR));
+        let mut response = match status {
+            Some(status) if is_grpc(&head) && version == Version::HTTP_2 => grpc::failure(status, body).await,
+            Some(status) => endpoints::status(status, body).await,
+            None if is_grpc(&head) && head.uri.path() == grpc::ECHO => grpc::echo(&head.headers, body).await,
+            None if is_grpc(&head) => {
+                let Ok(response) = self.health.clone().call(Request::from_parts(head, body)).await;
+                response.map(|body| body.map_err(BoxError::from).boxed_unsync())
+            }
+            None if head.uri.path() == "/ws" => {
+                let request = Request::from_parts(head, body);
+                // A connection that was upgraded is reset by its own task: no body follows the header.
+                websocket::accept(self, request, turn.reset_after_header.then(|| cut.clone()), &tasks)
+            }
+            None => endpoints::answer(&head, body, &self.label.text, &turn).await,
         };
 
-        response.headers_mut().insert("x-origin", self.label.header.clone());
-        if behaviour.reset_after_header && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(ORIGIN, label);
+        if let Some(id) = id {
+            response.headers_mut().insert(ID, id);
+        }
+        if turn.reset_after_header && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response = reset(response, (version < Version::HTTP_2).then_some(cut));
         }
         Ok(response)

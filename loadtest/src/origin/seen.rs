@@ -18,18 +18,19 @@ pub struct Seen {
     connections: AtomicU64,
     open: AtomicU64,
     requests: AtomicU64,
-    ledger: Mutex<Ledger>,
+    messages: AtomicU64,
+    lists: Mutex<Lists>,
 }
 
 #[derive(Debug, Default)]
-struct Ledger {
+struct Lists {
     by_path: BTreeMap<String, Vec<(Method, u64)>>,
     /// Methods in `by_path`, over all paths.
     counted: usize,
     recent: VecDeque<SeenRequest>,
 }
 
-impl Ledger {
+impl Lists {
     fn count(&mut self, path: &str, method: &Method) {
         let known = self.by_path.get_mut(path).and_then(|methods| methods.iter_mut().find(|(m, _)| m == method));
         if let Some((_, count)) = known {
@@ -70,29 +71,38 @@ impl Seen {
         self.requests.load(Ordering::Acquire)
     }
 
+    /// Messages received on WebSockets.
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
     /// Requests received with this method and path (without query).
     pub fn count(&self, method: &Method, path: &str) -> u64 {
-        let ledger = self.ledger.lock();
-        let methods = ledger.by_path.get(path).map_or(&[][..], Vec::as_slice);
+        let lists = self.lists.lock();
+        let methods = lists.by_path.get(path).map_or(&[][..], Vec::as_slice);
         methods.iter().find(|(m, _)| m == method).map_or(0, |(_, count)| *count)
     }
 
     /// Requests by path (without query) and method, in the order of the paths: `(path, method, count)`.
     pub fn by_path(&self) -> Vec<(String, Method, u64)> {
-        let ledger = self.ledger.lock();
-        let counts = ledger.by_path.iter();
+        let lists = self.lists.lock();
+        let counts = lists.by_path.iter();
         counts.flat_map(|(path, methods)| methods.iter().map(|(m, n)| (path.clone(), m.clone(), *n))).collect()
     }
 
     /// The last 10 000 requests, oldest first.
     pub fn recent(&self) -> Vec<SeenRequest> {
-        self.ledger.lock().recent.iter().cloned().collect()
+        self.lists.lock().recent.iter().cloned().collect()
     }
 
     pub(super) fn connection(&self) -> OpenConnection<'_> {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
         OpenConnection(self)
+    }
+
+    pub(super) fn message(&self) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn request(&self, head: &request::Parts) {
@@ -104,13 +114,13 @@ impl Seen {
             session: text(&head.headers, "x-session-id"),
         };
 
-        let mut ledger = self.ledger.lock();
-        ledger.count(path, &head.method);
-        if ledger.recent.len() == BOUND {
-            ledger.recent.pop_front();
+        let mut lists = self.lists.lock();
+        lists.count(path, &head.method);
+        if lists.recent.len() == BOUND {
+            lists.recent.pop_front();
         }
-        ledger.recent.push_back(request);
-        drop(ledger);
+        lists.recent.push_back(request);
+        drop(lists);
         // Last, so that whoever waits for a count finds the request in the list.
         self.requests.fetch_add(1, Ordering::Release);
     }

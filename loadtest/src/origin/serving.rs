@@ -17,6 +17,29 @@ use super::ListenError;
 /// How long the accept loop rests when the process is out of file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
+/// An address that is listened on. Connections queue up until an origin serves it.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `address` (port 0 picks a free one) with SO_REUSEADDR, so that an origin can be started again on the port
+    /// it was stopped on. Errors: the address cannot be listened on. Needs a running tokio runtime.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+        let failed = |source| ListenError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens, the port filled in.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
 /// Where connections run: every task spawned here ends when the origin stops.
 #[derive(Clone, Debug)]
 pub(super) struct Tasks {
@@ -54,20 +77,17 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Binds `address` with SO_REUSEADDR, so that an origin can be started again on the port it was stopped on, and
-    /// gives every accepted connection to `connection`, which runs as a task of its own.
-    pub(super) async fn start<C, F>(address: SocketAddr, connection: C) -> Result<Self, ListenError>
+    /// Gives every accepted connection to `connection`, which runs as a task of its own. `first` is called before that.
+    pub(super) fn start<C, F>(listener: Listener, first: impl FnOnce(&Tasks), connection: C) -> Self
     where
         C: Fn(TcpStream, Tasks) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let failed = |source| ListenError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-
+        let Listener { listener, address } = listener;
         let listening = CancellationToken::new();
         let listener_closed = CancellationToken::new();
         let tasks = Tasks { running: CancellationToken::new(), tracker: TaskTracker::new() };
+        first(&tasks);
 
         let (until, closed, running) = (listening.clone(), listener_closed.clone(), tasks.clone());
         tasks.tracker.spawn(async move {
@@ -79,7 +99,11 @@ impl Serving {
             let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
             drop(listener);
         });
-        Ok(Self { address, listening, listener_closed, tasks })
+        Self { address, listening, listener_closed, tasks }
+    }
+
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.tasks
     }
 
     pub(super) fn address(&self) -> SocketAddr {

@@ -8,30 +8,30 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use loadtest::origin::{Behaviour, HttpOrigin, SeenRequest, control::Control};
+use loadtest::origin::{Behaviour, HttpOrigin, SeenRequest};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::mpsc, time};
 use tokio_rustls::TlsConnector;
 
 use crate::{any_port, soon, until};
 
-type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
 /// A connection of one of the two protocols.
-enum Client {
+pub(crate) enum Client {
     H1(http1::SendRequest<Body>),
     H2(http2::SendRequest<Body>),
 }
 
 impl Client {
-    async fn h1(address: std::net::SocketAddr) -> Self {
+    pub(crate) async fn h1(address: std::net::SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let (client, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         Self::H1(client)
     }
 
-    async fn h2(address: std::net::SocketAddr) -> Self {
+    pub(crate) async fn h2(address: std::net::SocketAddr) -> Self {
         Self::h2_on(TcpStream::connect(address).await.unwrap()).await
     }
 
@@ -45,7 +45,7 @@ impl Client {
         Self::H2(client)
     }
 
-    async fn send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         soon(async {
             match self {
                 Self::H1(client) => {
@@ -61,25 +61,25 @@ impl Client {
         .await
     }
 
-    async fn get(&mut self, path: &str) -> Response<Incoming> {
+    pub(crate) async fn get(&mut self, path: &str) -> Response<Incoming> {
         self.send(get(path)).await.unwrap()
     }
 }
 
-fn get(path: &str) -> Request<Body> {
+pub(crate) fn get(path: &str) -> Request<Body> {
     Request::get(format!("http://origin.example{path}")).body(Empty::new().boxed_unsync()).unwrap()
 }
 
-async fn bytes(response: Response<Incoming>) -> Bytes {
+pub(crate) async fn bytes(response: Response<Incoming>) -> Bytes {
     soon(response.into_body().collect()).await.unwrap().to_bytes()
 }
 
-async fn json(response: Response<Incoming>) -> Value {
+pub(crate) async fn json(response: Response<Incoming>) -> Value {
     serde_json::from_slice(&bytes(response).await).unwrap()
 }
 
 /// One of each protocol, on connections of their own.
-async fn both(origin: &HttpOrigin) -> [Client; 2] {
+pub(crate) async fn both(origin: &HttpOrigin) -> [Client; 2] {
     [Client::h1(origin.address()).await, Client::h2(origin.address()).await]
 }
 
@@ -271,7 +271,7 @@ async fn behaviour_changes_while_running() {
         assert_eq!(response.headers()["x-origin"], "go");
         assert_eq!(bytes(response).await.len(), 0);
 
-        origin.behaviour().set(Behaviour { latency: Duration::from_millis(50), ..Behaviour::default() });
+        origin.behaviour().set(Behaviour { latency: Duration::from_millis(50).into(), ..Behaviour::default() });
         let sent = time::Instant::now();
         assert_eq!(client.get("/").await.status(), StatusCode::OK);
         assert!(sent.elapsed() >= Duration::from_millis(50));
@@ -375,40 +375,4 @@ async fn an_address_in_use_is_an_error_that_names_it() {
     let error = HttpOrigin::start("other", origin.address()).await.unwrap_err();
     assert!(error.to_string().starts_with(&format!("{}: cannot listen; ", origin.address())), "{error}");
     assert_eq!(error.source.kind(), std::io::ErrorKind::AddrInUse);
-}
-
-#[tokio::test]
-async fn the_control_endpoint_replaces_the_behaviour() {
-    let origin = HttpOrigin::start("go", any_port()).await.unwrap();
-    let control = Control::start(&origin, any_port()).await.unwrap();
-    let mut client = Client::h1(control.address()).await;
-    let mut put = async |body: &'static str| {
-        let request = Request::put("/behaviour").header("host", "x").body(Full::from(body).boxed_unsync()).unwrap();
-        let response = client.send(request).await.unwrap();
-        (response.status(), json(response).await)
-    };
-
-    let (status, state) = put(r#"{"status": 503, "latency_ms": 5}"#).await;
-    assert_eq!((status, &state["status"], &state["latency_ms"]), (StatusCode::OK, &json!(503), &json!(5)));
-    let expected = Behaviour {
-        status: Some(StatusCode::SERVICE_UNAVAILABLE),
-        latency: Duration::from_millis(5),
-        ..Behaviour::default()
-    };
-    assert_eq!(origin.behaviour().get(), expected);
-
-    for (faulty, place) in [
-        (r#"{"status": 100}"#, "status"),
-        (r#"{"error_share": 2}"#, "error_share"),
-        (r#"{"statuss": 500}"#, "statuss"),
-        ("[", "body"),
-    ] {
-        let (status, answer) = put(faulty).await;
-        assert_eq!(status, StatusCode::BAD_REQUEST);
-        assert!(answer["error"].as_str().unwrap().contains(place), "{answer}");
-    }
-    assert_eq!(origin.behaviour().get(), expected, "a faulty change changes nothing");
-
-    assert_eq!(put("{}").await.0, StatusCode::OK);
-    assert_eq!(origin.behaviour().get(), Behaviour::default());
 }

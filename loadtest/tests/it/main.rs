@@ -2,12 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy allows it in tests, but not in their helpers")]
 
+mod behaviour;
+mod bench;
 mod command;
 mod grpc;
 mod http;
+mod load;
+mod load_command;
 mod mqtt;
+mod origin_ledger;
+mod report;
 mod tcp;
 mod traffic;
+mod verify;
 mod websocket;
 
 use std::{net::SocketAddr, time::Duration};

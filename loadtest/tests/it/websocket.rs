@@ -1,7 +1,9 @@
+use std::time::Duration;
+
 use futures::{SinkExt, StreamExt};
 use http::StatusCode;
 use loadtest::origin::{Behaviour, HttpOrigin};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{Error, Message},
@@ -56,4 +58,28 @@ async fn a_handshake_can_be_refused_or_followed_by_a_reset() {
         Some(Err(Error::Io(error))) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn messages_wait_and_fail_like_requests() {
+    let origin = HttpOrigin::start("go", any_port()).await.unwrap();
+    let mut socket = connect(&origin).await.unwrap();
+    let sent = Instant::now();
+    origin.behaviour().set(Behaviour { latency: Duration::from_millis(50).into(), ..Behaviour::default() });
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(soon(socket.next()).await.unwrap().unwrap(), Message::text("go:hello"));
+    assert!(sent.elapsed() >= Duration::from_millis(50));
+
+    // The status is for handshakes.
+    origin.behaviour().set(Behaviour { status: Some(StatusCode::SERVICE_UNAVAILABLE), ..Behaviour::default() });
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(soon(socket.next()).await.unwrap().unwrap(), Message::text("go:hello"));
+
+    origin.behaviour().set(Behaviour { error_share: 1.0, ..Behaviour::default() });
+    socket.send(Message::text("hello")).await.unwrap();
+    match soon(socket.next()).await {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1011),
+        other => panic!("{other:?}"),
+    }
+    assert!(soon(socket.next()).await.is_none(), "closed in order");
 }

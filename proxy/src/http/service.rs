@@ -17,16 +17,14 @@ use pingora::{
     proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session},
     upstreams::peer::HttpPeer,
 };
-use tokio::{
-    sync::watch,
-    time::{Duration, Instant},
-};
+use tokio::time::{Duration, Instant};
 
 use super::{
     Connection,
     respond::{is_grpc, respond},
 };
 use crate::{
+    drain::Drain,
     key::{self, HttpCaller},
     live::Route,
     mirror::Tap,
@@ -48,13 +46,13 @@ const MAX_UPSTREAM_STREAMS: usize = 100;
 
 pub(super) struct Service {
     plane: Arc<Plane>,
-    draining: watch::Receiver<bool>,
+    drain: Drain,
     access_log: bool,
 }
 
 impl Service {
-    pub(super) fn new(plane: Arc<Plane>, draining: watch::Receiver<bool>, access_log: bool) -> Self {
-        Self { plane, draining, access_log }
+    pub(super) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Self {
+        Self { plane, drain, access_log }
     }
 }
 
@@ -296,7 +294,7 @@ impl ProxyHttp for Service {
         }
         // RFC 9110 section 10.1.1: nobody knows whether the body that was announced with `Expect` is still to come.
         let abandoned = expecting && !session.is_body_done();
-        if unframed || abandoned || *self.draining.borrow() {
+        if unframed || abandoned || self.drain.has_begun() {
             session.set_keepalive(None);
         }
         Ok(())

@@ -19,13 +19,13 @@ use pingora::protocols::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     select,
-    sync::watch,
     time::{self, Duration, Instant},
 };
 use tokio_util::io::poll_read_buf;
 
-use super::{Connection, LAME_DUCK};
+use super::Connection;
 use crate::{
+    drain::Drain,
     transport::Transport,
     wire::http1::{BodyLength, Head, Rejection, Scan, scan},
 };
@@ -76,12 +76,7 @@ impl RequestStream {
     }
 
     /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
-    pub(super) async fn next_head(
-        &mut self,
-        idle: Duration,
-        whole: Duration,
-        draining: &mut watch::Receiver<bool>,
-    ) -> Next {
+    pub(super) async fn next_head(&mut self, idle: Duration, whole: Duration, drain: &mut Drain) -> Next {
         let mut scanned = 0;
         let mut deadline = Instant::now() + if self.buffer.is_empty() { idle } else { whole };
         let mut lame = false;
@@ -111,9 +106,9 @@ impl RequestStream {
                     Ok(_) => {}
                 },
                 () = time::sleep_until(deadline) => return if begun { Next::Overdue } else { Next::Closed },
-                _ = draining.wait_for(|draining| *draining), if !begun && !lame => {
+                end = drain.begins(), if !begun && !lame => {
                     lame = true;
-                    deadline = cmp::min(deadline, Instant::now() + LAME_DUCK);
+                    deadline = cmp::min(deadline, end.idle_until(Instant::now()));
                 }
             }
         }

@@ -294,7 +294,7 @@ pub(crate) async fn send_body(
     Ok(())
 }
 
-async fn whole(response: http::Response<h2::RecvStream>) -> Result<Answer, h2::Error> {
+pub(crate) async fn whole(response: http::Response<h2::RecvStream>) -> Result<Answer, h2::Error> {
     let (head, mut stream) = response.into_parts();
     let mut body = Vec::new();
     while let Some(data) = soon(stream.data()).await {

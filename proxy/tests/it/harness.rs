@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     mem,
     net::{SocketAddr, TcpListener},
+    ops::{Deref, DerefMut},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -52,10 +53,16 @@ pub(crate) fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Opti
     }
 }
 
-/// A running `crossfade run`, ended with the test.
-pub(crate) struct Crossfade {
+/// A process that runs `crossfade run`, ended with the test.
+pub(crate) struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    reading: Option<JoinHandle<()>>,
+}
+
+/// A running crossfade with its folder and its admin API.
+pub(crate) struct Crossfade {
+    process: Process,
     pub(crate) admin: Admin,
     /// Holds the configuration and the state; kept for restarts.
     pub(crate) dir: TempDir,
@@ -98,31 +105,39 @@ impl Crossfade {
     }
 
     async fn try_start(program: Command, dir: TempDir, admin: SocketAddr) -> Result<Self, Refused> {
-        let (child, log, reading) = spawn(program, &dir);
-        let mut crossfade = Self { child, log, admin: Admin::new(admin), dir };
+        let process = Process::spawn(program, &dir, &[]);
+        let mut crossfade = Self { process, admin: Admin::new(admin), dir };
         match crossfade.ready().await {
             Ok(()) => Ok(crossfade),
             Err(status) => {
-                reading.join().unwrap();
-                let dir = mem::replace(&mut crossfade.dir, TempDir::new().unwrap());
-                Err(Refused { code: status.code(), said: crossfade.log().join("\n"), dir })
+                let said = crossfade.whole_log();
+                Err(Refused { code: status.code(), said, dir: crossfade.dir })
             }
+        }
+    }
+
+    /// Starts another process on the same folder, which takes over. The one before is returned, draining.
+    pub(crate) async fn take_over(&mut self) -> Process {
+        let before = self.try_take_over().await;
+        before.unwrap_or_else(|(code, said)| panic!("ended with {code:?}: {said}"))
+    }
+
+    /// The same for a takeover that may be refused. Errors: the exit code, and all that was said.
+    pub(crate) async fn try_take_over(&mut self) -> Result<Process, (Option<i32>, String)> {
+        let mut successor = Process::spawn(program(), &self.dir, &["--takeover"]);
+        match successor.says_or_ends("Serving the admin API").await {
+            Ok(()) => Ok(mem::replace(&mut self.process, successor)),
+            Err(status) => Err((status.code(), successor.whole_log())),
         }
     }
 
     /// Ends it as `kill -9` does and starts it again on the same configuration and state.
     pub(crate) async fn kill_and_restart(&mut self) {
         self.kill();
-        (self.child, self.log, _) = spawn(program(), &self.dir);
+        self.process = Process::spawn(program(), &self.dir, &[]);
         if let Err(status) = self.ready().await {
             panic!("crossfade ended with {status}");
         }
-    }
-
-    /// `kill -9`.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
     }
 
     /// Writes a new `[[route]]` part into the configuration.
@@ -139,6 +154,59 @@ impl Crossfade {
 
     pub(crate) fn state_path(&self) -> PathBuf {
         self.dir.path().join("crossfade.db")
+    }
+
+    /// Errors: it ended instead.
+    async fn ready(&mut self) -> Result<(), ExitStatus> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.process.child.try_wait().unwrap() {
+                return Err(status);
+            }
+            if self.admin.try_get("/ready").await.is_some_and(|(status, _)| status == StatusCode::OK) {
+                return Ok(());
+            }
+            assert!(Instant::now() < deadline, "crossfade is not ready:\n{}", self.log().join("\n"));
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Deref for Crossfade {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Crossfade {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Process {
+    fn spawn(mut program: Command, dir: &TempDir, arguments: &[&str]) -> Self {
+        let mut child = program
+            .args(["run", "--config"])
+            .arg(dir.path().join("crossfade.toml"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let kept = Arc::clone(&log);
+        let read = move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line));
+        Self { child, log, reading: Some(thread::spawn(read)) }
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -169,19 +237,23 @@ impl Crossfade {
             .await
     }
 
-    /// Errors: it ended instead.
-    async fn ready(&mut self) -> Result<(), ExitStatus> {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return Err(status);
+    /// Waits until the log holds `text`. Errors: it ended instead.
+    async fn says_or_ends(&mut self, text: &str) -> Result<(), ExitStatus> {
+        eventually(&format!("the log says {text:?}, or it ends"), async || {
+            if self.log().iter().any(|line| line.contains(text)) {
+                return Some(Ok(()));
             }
-            if self.admin.try_get("/ready").await.is_some_and(|(status, _)| status == StatusCode::OK) {
-                return Ok(());
-            }
-            assert!(Instant::now() < deadline, "crossfade is not ready:\n{}", self.log().join("\n"));
-            time::sleep(Duration::from_millis(10)).await;
+            self.child.try_wait().unwrap().map(Err)
+        })
+        .await
+    }
+
+    /// All that a process that has ended said.
+    fn whole_log(&mut self) -> String {
+        if let Some(reading) = self.reading.take() {
+            reading.join().unwrap();
         }
+        self.log().join("\n")
     }
 }
 
@@ -193,7 +265,7 @@ pub(crate) struct Refused {
     pub(crate) dir: TempDir,
 }
 
-impl Drop for Crossfade {
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -212,21 +284,6 @@ pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crossfade"));
     command.env_remove("CROSSFADE_ADMIN").env_remove("RUST_LOG");
     command
-}
-
-fn spawn(mut program: Command, dir: &TempDir) -> (Child, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
-    let mut child = program
-        .args(["run", "--config"])
-        .arg(dir.path().join("crossfade.toml"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let kept = Arc::clone(&log);
-    let reading = thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
-    (child, log, reading)
 }
 
 /// The admin API as a person with curl uses it.

@@ -594,7 +594,7 @@ async fn a_stop_finishes_what_is_open_and_takes_nothing_new() {
     let (blue_key, green_key) = (key(Arm::Blue), key(Arm::Green));
     let mut idle = Client::connect(route.listen).await;
     idle.get("/", &[("x-session-id", &blue_key)]).await;
-    site.green.behaviour().change(|b| b.latency = Duration::from_secs(2));
+    site.green.behaviour().change(|b| b.latency = Duration::from_secs(2).into());
 
     let mut slow = Client::connect(route.listen).await;
     slow.send(get_request("/slow", &[("x-session-id", &green_key)])).await;

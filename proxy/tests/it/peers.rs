@@ -410,7 +410,7 @@ async fn with_few_descriptors_fewer_clients_are_taken_and_no_arm_is_blamed() {
     assert_eq!(taken.len(), 10);
     // All of them at once, so that each needs a connection to its arm at the same time as the others.
     for behaviour in [site.blue.behaviour(), site.green.behaviour()] {
-        behaviour.change(|b| b.latency = Duration::from_millis(20));
+        behaviour.change(|b| b.latency = Duration::from_millis(20).into());
     }
     for arm in Arm::BOTH.repeat(3) {
         let answers = join_all(taken.iter_mut().map(|client| ask(client, arm))).await;

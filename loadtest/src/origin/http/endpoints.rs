@@ -1,6 +1,6 @@
 //! What each path answers. Behaviour, counting and `x-origin` are not decided here.
 
-use std::{fmt::Display, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt::Display, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -11,10 +11,14 @@ use http::{
 };
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use serde::Serialize;
 use serde_json::json;
 use tokio::time;
 
-use super::{super::final_status, Body, BoxError};
+use super::{
+    super::{behaviour::Turn, final_status},
+    Body, BoxError, record,
+};
 
 const BLOCK: Bytes = Bytes::from_static(&[b'x'; 16 * 1024]);
 
@@ -23,7 +27,7 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
-pub(super) async fn answer(head: &request::Parts, body: Incoming, label: &str) -> Response<Body> {
+pub(super) async fn answer(head: &request::Parts, body: Incoming, label: &str, turn: &Turn) -> Response<Body> {
     let path = head.uri.path();
     if path == "/echo" {
         return echo(&head.headers, body);
@@ -38,6 +42,8 @@ pub(super) async fn answer(head: &request::Parts, body: Incoming, label: &str) -
         ("stream", "") => slow_stream(head.uri.query().unwrap_or_default()),
         ("endless", "") => Ok(streamed(BYTES, stream::repeat(BLOCK))),
         ("sse", "") => Ok(events(label)),
+        ("noisy", "") => Ok(record(0, turn.mismatches(None), turn)),
+        ("record", n) => parse("/record/N", n).map(|n| record(n, turn.mismatches(Some(n)), turn)),
         ("status", code) => parse("/status/NNN", code)
             .and_then(|code| final_status(code).map_err(|problem| format!("/status/NNN: {problem}")))
             .map(|status| text(status, String::new())),
@@ -57,10 +63,25 @@ pub(super) fn text(status: StatusCode, text: String) -> Response<Body> {
 }
 
 fn identity(head: &request::Parts, label: &str) -> Response<Body> {
-    let path = head.uri.path_and_query().map_or_else(|| head.uri.path(), |path| path.as_str());
-    let key = head.headers.get("x-session-id").map(|key| String::from_utf8_lossy(key.as_bytes()));
-    let json = json!({"origin": label, "method": head.method.as_str(), "path": path, "key": key});
-    whole(StatusCode::OK, JSON, json.to_string().into())
+    #[derive(Serialize)]
+    struct Identity<'a> {
+        key: Option<Cow<'a, str>>,
+        method: &'a str,
+        origin: &'a str,
+        path: &'a str,
+    }
+    let identity = Identity {
+        key: head.headers.get("x-session-id").map(|key| String::from_utf8_lossy(key.as_bytes())),
+        method: head.method.as_str(),
+        origin: label,
+        path: head.uri.path_and_query().map_or_else(|| head.uri.path(), |path| path.as_str()),
+    };
+    let json = serde_json::to_vec(&identity).expect("text is JSON");
+    whole(StatusCode::OK, JSON, json.into())
+}
+
+fn record(n: u64, mismatch: bool, turn: &Turn) -> Response<Body> {
+    whole(StatusCode::OK, JSON, record::json(n, mismatch, turn.spelling).into())
 }
 
 fn echo(headers: &HeaderMap, body: Incoming) -> Response<Body> {
@@ -134,7 +155,7 @@ fn streamed(kind: HeaderValue, chunks: impl stream::Stream<Item = Bytes> + Send 
 
 /// Reads a body to its end and forgets it, so that a connection can carry the next request. A body that breaks off
 /// takes its connection with it, so its error needs no answer.
-async fn drain(mut body: Incoming) {
+pub(super) async fn drain(mut body: Incoming) {
     while let Some(Ok(_)) = body.frame().await {}
 }
 

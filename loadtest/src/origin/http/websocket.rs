@@ -7,18 +7,24 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{self, Message, handshake::server::create_response_with_body, protocol::Role},
+    tungstenite::{
+        self, Message,
+        handshake::server::create_response_with_body,
+        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+    },
 };
+use tonic_health::pb::health_server::Health;
 
-use super::{Body, BoxError, Cut, Tasks, endpoints};
+use super::{Body, BoxError, Cut, Origin, Tasks, endpoints};
 
 /// Answers the handshake and leaves the echo running in `tasks`. With `reset`, the connection is reset in its place.
 /// A request that is no handshake is answered 400.
-pub(super) fn accept(
+pub(super) fn accept<H: Health>(
+    origin: Arc<Origin<H>>,
     mut request: Request<Incoming>,
-    label: &Arc<str>,
     reset: Option<Cut>,
     tasks: &Tasks,
 ) -> Response<Body> {
@@ -31,11 +37,10 @@ pub(super) fn accept(
         }
     };
 
-    let label = Arc::clone(label);
     tasks.spawn(async move {
         let ended = match (upgrade.await, reset) {
             (Ok(_), Some(cut)) => return cut.on_close(),
-            (Ok(upgraded), None) => echo(upgraded, &label).await.map_err(BoxError::from),
+            (Ok(upgraded), None) => origin.echo(upgraded).await.map_err(BoxError::from),
             (Err(error), _) => Err(error.into()),
         };
         if let Err(error) = ended {
@@ -45,15 +50,32 @@ pub(super) fn accept(
     response
 }
 
-/// Pings and the closing handshake are answered by tungstenite, as long as the stream is read.
-async fn echo(upgraded: Upgraded, label: &str) -> tungstenite::Result<()> {
-    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-    while let Some(message) = socket.next().await {
-        match message? {
-            Message::Text(text) => socket.send(Message::text(format!("{label}:{text}"))).await?,
-            Message::Binary(bytes) => socket.send(Message::Binary(bytes)).await?,
-            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {}
+impl<H: Health> Origin<H> {
+    /// Pings and the closing handshake are answered by tungstenite, as long as the stream is read.
+    async fn echo(&self, upgraded: Upgraded) -> tungstenite::Result<()> {
+        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        while let Some(message) = socket.next().await {
+            let message = message?;
+            let answer = match &message {
+                Message::Text(text) => Message::text(format!("{}:{text}", self.label.text)),
+                Message::Binary(bytes) => Message::Binary(bytes.clone()),
+                Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => continue,
+            };
+            self.seen.message();
+            if let Message::Text(text) = &message {
+                self.account.text(text.as_bytes());
+            }
+            let turn = self.behaviour.turn(Instant::now());
+            turn.wait().await;
+            if turn.fails {
+                let reason = "failed, as asked".into();
+                socket.close(Some(CloseFrame { code: CloseCode::Error, reason })).await?;
+                // Reading on is what completes the closing handshake.
+                while socket.next().await.transpose()?.is_some() {}
+                break;
+            }
+            socket.send(answer).await?;
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -1,0 +1,249 @@
+//! Results for people, as Markdown that reads well on a terminal too; `docs/performance.md` has it in this form.
+
+use std::fmt::{self, Write};
+
+use super::{
+    case::{By, Case},
+    peer::Peer,
+    process::Cores,
+    result::{CaseResult, LeftOut, Outcome, PeerResult, Summary, figure},
+};
+
+/// All results, with the machine.
+pub(crate) fn markdown(outcome: &Outcome) -> String {
+    let machine = &outcome.machine;
+    let versions: Vec<String> =
+        outcome.versions.iter().map(|(program, version)| format!("{program} {version}")).collect();
+    let cores = if machine.cores == 1 { "1 core".to_owned() } else { format!("{} cores", machine.cores) };
+    let mut text = format!(
+        "{}, {cores}, {}; {}. {} rounds of {} s, interleaved. {}.\n",
+        machine.processor,
+        machine.system,
+        pinning(machine.pinned),
+        outcome.rounds,
+        outcome.seconds,
+        versions.join(", "),
+    );
+    for case in &outcome.cases {
+        let _ = write!(text, "\n### {}\n\n{}", case.name, render_case(case));
+    }
+    if !outcome.complete {
+        text.push_str("\nIt was ended early: cases are missing.\n");
+    }
+    text
+}
+
+/// Where peers and load run, for people.
+pub(super) fn pinning(cores: Option<Cores>) -> String {
+    match cores {
+        Some(cores) => format!("proxies on core {}, load and origins on core {}", cores.proxy, cores.load),
+        None => "nothing pinned, for want of a second core or of taskset: trust ratios only".to_owned(),
+    }
+}
+
+/// One case: what it measures, its table, who was left out and what to mind.
+pub(crate) fn render_case(case: &CaseResult) -> String {
+    let mut text = format!("{}\n", capitalised(case.about));
+    let columns = columns(case);
+    if case.peers.is_empty() {
+        text.push_str("\nNobody takes part.\n");
+    } else {
+        let head: Vec<String> = columns.iter().map(|column| column.head.clone()).collect();
+        let rows = case.peers.iter().map(|peer| columns.iter().map(|column| (column.cell)(peer)).collect());
+        let _ = write!(text, "\n{}", table(head, rows.collect()));
+    }
+    if !case.left_out.is_empty() {
+        let _ = writeln!(text, "\nLeft out: {}.", leaving_out(&case.left_out));
+    }
+    if !case.notes.is_empty() {
+        let _ = writeln!(text, "\nMind: {}.", case.notes.join("; "));
+    }
+    text
+}
+
+/// The cases, who would take part in each, and who not.
+pub(super) fn list(cases: &[&'static Case], take_part: impl Fn(&Case) -> (Vec<Peer>, Vec<LeftOut>)) -> String {
+    let width = cases.iter().map(|case| case.name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for case in cases {
+        let (peers, left_out) = take_part(case);
+        let peers: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+        let _ = writeln!(text, "{:width$}  {}", case.name, case.about);
+        let _ =
+            writeln!(text, "{:width$}  {}", "", if peers.is_empty() { "nobody".to_owned() } else { peers.join(", ") });
+        if !left_out.is_empty() {
+            let _ = writeln!(text, "{:width$}  left out: {}", "", leaving_out(&left_out));
+        }
+    }
+    text
+}
+
+fn leaving_out(left_out: &[LeftOut]) -> String {
+    left_out.iter().map(|one| format!("{} ({})", one.peer, one.reason)).collect::<Vec<_>>().join("; ")
+}
+
+struct Column {
+    head: String,
+    cell: Box<dyn Fn(&PeerResult) -> String>,
+}
+
+fn columns(case: &CaseResult) -> Vec<Column> {
+    let of = |head: &str, name: &'static str| Column {
+        head: head.to_owned(),
+        cell: Box::new(move |peer| {
+            peer.summary.get(name).map_or_else(|| "–".to_owned(), |summary| summary.to_string())
+        }),
+    };
+    let mut columns = vec![Column { head: String::new(), cell: Box::new(|peer| peer.peer.to_owned()) }];
+    if case.ratio_by == By::Memory {
+        columns.push(of("bytes (PSS) per connection", figure::MEMORY));
+    } else {
+        columns.push(of("requests/s", figure::RATE));
+        columns.push(of("p50, µs", figure::P50));
+        columns.push(of("p99, µs", figure::P99));
+        columns.push(of("user, µs/request", figure::USER));
+        columns.push(of("system, µs/request", figure::SYSTEM));
+        columns.push(of("CPU, µs/request", figure::CPU));
+    }
+    if let Some(ratio) = case.peers.iter().find_map(|peer| peer.ratio.as_ref()) {
+        let what = match case.ratio_by {
+            By::Cpu => "CPU",
+            By::Rate => "requests/s",
+            By::Memory => "bytes",
+        };
+        columns.push(Column {
+            head: format!("{what} to {}'s", ratio.to),
+            cell: Box::new(|peer| {
+                peer.ratio.as_ref().map_or_else(|| "–".to_owned(), |ratio| format!("{:.2}", Ranged(ratio.summary)))
+            }),
+        });
+    }
+    columns
+}
+
+/// A Markdown table whose columns are in line as text too.
+fn table(head: Vec<String>, rows: Vec<Vec<String>>) -> String {
+    let widths: Vec<usize> = (0..head.len())
+        .map(|nth| rows.iter().chain([&head]).map(|row| row[nth].chars().count()).max().unwrap_or_default())
+        .collect();
+    let line = |row: &[String]| {
+        let cells = row.iter().zip(&widths).enumerate().map(|(nth, (cell, width))| match nth {
+            0 => format!("{cell:width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+    };
+    let rule = widths.iter().enumerate().map(|(nth, width)| match nth {
+        0 => format!("{}|", "-".repeat(width + 2)),
+        _ => format!("{}:|", "-".repeat(width + 1)),
+    });
+    let rule = format!("|{}\n", rule.collect::<String>());
+    let rows = rows.iter().map(|row| line(row)).collect::<String>();
+    format!("{}{rule}{rows}", line(&head))
+}
+
+/// `17.2 (15.9–18.3)`; to three digits, and those before the point all.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decimals = match self.median {
+            median if median < 10.0 => 2,
+            median if median < 100.0 => 1,
+            _ => 0,
+        };
+        write!(f, "{:.decimals$}", Ranged(*self))
+    }
+}
+
+/// The median and, where there is more than one value, the range; with the precision it is formatted with.
+struct Ranged(Summary);
+
+impl fmt::Display for Ranged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decimals = f.precision().unwrap_or_default();
+        let Summary { median, min, max } = self.0;
+        write!(f, "{median:.decimals$}")?;
+        if min < max { write!(f, " ({min:.decimals$}–{max:.decimals$})") } else { Ok(()) }
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).chain(['.']).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{
+        super::result::{Figures, Machine, SCHEMA, summarise},
+        *,
+    };
+
+    fn outcome() -> Outcome {
+        let round = |cpu: f64| Figures {
+            of: BTreeMap::from([(figure::RATE, 40_123.4), (figure::CPU, cpu)]),
+            ..Figures::default()
+        };
+        let direct = Figures { of: BTreeMap::from([(figure::RATE, 90_000.0)]), ..Figures::default() };
+        let measured = vec![
+            ("direct", vec![direct.clone(), direct]),
+            ("nginx", vec![round(10.0), round(12.0)]),
+            ("crossfade", vec![round(9.0), round(9.6)]),
+        ];
+        Outcome {
+            schema: SCHEMA,
+            started_ms: 0,
+            complete: true,
+            rounds: 2,
+            seconds: 5,
+            machine: Machine {
+                processor: "Example CPU".to_owned(),
+                cores: 2,
+                system: "Linux 6.1 x86_64".to_owned(),
+                pinned: Some(Cores { proxy: 0, load: 1 }),
+            },
+            versions: BTreeMap::from([("nginx", "1.22.1".to_owned())]),
+            cases: vec![CaseResult {
+                name: "http",
+                about: "small responses",
+                ratio_by: By::Cpu,
+                peers: summarise(measured, By::Cpu, "nginx"),
+                left_out: vec![LeftOut { peer: "envoy".to_owned(), reason: "not installed".to_owned() }],
+                notes: Vec::new(),
+            }],
+        }
+    }
+
+    #[test]
+    fn tables_are_in_line_and_have_medians_ranges_and_ratios() {
+        let text = markdown(&outcome());
+        assert!(
+            text.starts_with("Example CPU, 2 cores, Linux 6.1 x86_64; proxies on core 0, load and origins on core 1.")
+        );
+        assert!(text.contains("### http\n\nSmall responses.\n\n|"), "{text}");
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+        let widths: Vec<usize> = rows.iter().map(|row| row.chars().count()).collect();
+        assert!(widths.iter().all(|width| *width == widths[0]), "{text}");
+        let cells = |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+        assert_eq!(cells(rows[2]), ["direct", "90000", "–", "–", "–", "–", "–", "–"]);
+        assert_eq!(cells(rows[3])[6..], ["11.0 (10.0–12.0)", "1.00"]);
+        assert_eq!(cells(rows[4]), ["crossfade", "40123", "–", "–", "–", "–", "9.30 (9.00–9.60)", "0.85 (0.80–0.90)"]);
+        assert!(text.ends_with("Left out: envoy (not installed).\n"), "{text}");
+    }
+
+    #[test]
+    fn the_json_says_what_it_is() {
+        let json = serde_json::to_value(outcome()).unwrap();
+        assert_eq!(json["schema"], "loadtest-bench/1");
+        assert_eq!(json["machine"]["pinned"], serde_json::json!({ "proxy": 0, "load": 1 }));
+        let case = &json["cases"][0];
+        assert_eq!(case["ratio_by"], "cpu");
+        assert_eq!(
+            case["peers"][2]["rounds"][0],
+            serde_json::json!({ "requests_per_second": 40_123.4, "cpu_us": 9.0 })
+        );
+        assert_eq!(case["peers"][2]["ratio"]["to"], "nginx");
+        assert_eq!(case["peers"][0]["ratio"], serde_json::Value::Null);
+    }
+}

@@ -1,0 +1,69 @@
+//! The `loadtest` command.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime;
+use tracing_subscriber::EnvFilter;
+
+mod bench;
+mod compare;
+mod load;
+mod origin;
+mod verify;
+
+/// It could not be run as asked; what clap exits with for faulty flags.
+const UNUSABLE: u8 = 2;
+
+/// Load with an account of every request, and origins to put behind a proxy.
+#[derive(Debug, Parser)]
+#[command(name = "loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load over HTTP/1.1, HTTP/2, gRPC or WebSocket.
+    Http(Box<load::http::Http>),
+    /// Load over TCP: lines and their echoes.
+    Tcp(load::tcp::Tcp),
+    Verify(verify::Verify),
+    Compare(compare::Compare),
+    Bench(bench::Bench),
+    /// Runs a server that says who answered, until Ctrl-C.
+    #[command(subcommand)]
+    Origin(origin::Origin),
+}
+
+/// Runs the command that the process was started with. Exit codes: 0 done; 1 an objective or a check failed; 2 it could
+/// not be run as asked.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // rumqttd calls every client that leaves an error.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,rumqttd=off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+
+    let (done, failed) = match cli.command {
+        Command::Http(http) => (runtime().block_on(http.run()), UNUSABLE.into()),
+        Command::Tcp(tcp) => (runtime().block_on(tcp.run()), UNUSABLE.into()),
+        Command::Verify(verify) => (verify.run(), UNUSABLE.into()),
+        Command::Compare(compare) => (compare.run(), UNUSABLE.into()),
+        Command::Bench(bench) => (runtime().block_on(bench.run()), UNUSABLE.into()),
+        Command::Origin(origin) => {
+            (runtime().block_on(origin::run(origin)).map(|()| ExitCode::SUCCESS), ExitCode::FAILURE)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        let _ = writeln!(io::stderr(), "loadtest: {error:#}");
+        failed
+    })
+}
+
+fn runtime() -> runtime::Runtime {
+    runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started")
+}

@@ -1,0 +1,34 @@
+//! `loadtest compare`: two reports side by side.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::report::{compare, json};
+
+/// Puts the reports of two runs side by side, with differences and ratios.
+#[derive(Debug, Args)]
+pub(super) struct Compare {
+    /// The report that is compared with.
+    a: PathBuf,
+    /// The report that is compared.
+    b: PathBuf,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Compare {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let comparison = compare::compare(&json::read(&self.a)?, &json::read(&self.b)?);
+        let text = if self.json { comparison.json() } else { comparison.to_string() };
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
