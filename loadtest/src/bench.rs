@@ -28,6 +28,7 @@ use self::{
     peer::{Peer, Ports, Program, Started, Tools},
     process::{Cores, Cpu},
     result::{CaseResult, Figures, LeftOut, Machine, figure, summarise},
+    table::{counted, pinning},
 };
 use crate::{ledger::unix_micros, report::Report};
 
@@ -115,12 +116,10 @@ impl Bench {
 
     /// What will be done, for people.
     pub(crate) fn announcement(&self) -> String {
-        let (cases, rounds, seconds) = (self.cases.len(), self.outcome.rounds, self.outcome.seconds);
         let all = self.cases.iter().map(|case| self.seconds_of(case)).sum::<f64>();
-        let minutes = if all < 90.0 { format!("{all:.0} s") } else { format!("{:.0} min", all / 60.0) };
-        let plural = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-        let asked = format!("{}, {} of {seconds} s", plural(cases as u64, "case"), plural(rounds as u64, "round"));
-        format!("bench: {asked}, about {minutes}; {}", table::pinning(self.cores))
+        let time = if all < 90.0 { format!("{all:.0} s") } else { format!("{:.0} min", all / 60.0) };
+        let (cases, rounds) = (counted(self.cases.len(), "case"), counted(self.outcome.rounds, "round"));
+        format!("bench: {cases}, {rounds} of {} s, about {time}; {}", self.outcome.seconds, pinning(self.cores))
     }
 
     /// Runs the cases one after the other, and hands each result to `done`. Errors: a peer or the load fails; what was
@@ -247,7 +246,7 @@ struct CaseRun<'a> {
 }
 
 impl CaseRun<'_> {
-    async fn load(&mut self, through: Through, path: &str, arguments: &[&str]) -> anyhow::Result<Measured> {
+    async fn load(&mut self, through: Through, path: &str, arguments: &str) -> anyhow::Result<Measured> {
         let mut origins = self.origins(through, Cores::load).await?;
         let load = Load::new(self.bench.cores.map(Cores::load), self.dir.path())?;
         let mut started = BTreeMap::new();
@@ -360,14 +359,14 @@ impl CaseRun<'_> {
         self.bench.progress.set_message(format!("{}, round {}: {}", self.case.name, round + 1, peer.name()));
     }
 
-    fn arguments(&self, given: &[&str], through: Through, path: &str, started: &Started) -> Vec<String> {
+    fn arguments(&self, given: &str, through: Through, path: &str, started: &Started) -> Vec<String> {
         let address = started.address;
         let target = match through {
             Through::Http | Through::Tcp => format!("http://{address}{path}"),
             Through::Https => format!("https://{address}{path}"),
             Through::Mqtt => address.to_string(),
         };
-        let mut arguments: Vec<String> = given.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut arguments: Vec<String> = given.split(' ').map(str::to_owned).collect();
         arguments.extend(["--target".to_owned(), target]);
         if through == Through::Https {
             arguments.extend(["--ca".to_owned(), self.dir.path().join(CA).display().to_string()]);

@@ -30,6 +30,8 @@ struct Cli {
 enum Command {
     /// Load over HTTP/1.1, HTTP/2, gRPC or WebSocket.
     Http(Box<load::http::Http>),
+    /// Load over MQTT 3.1.1 and 5: messages published, acknowledged, and delivered.
+    Mqtt(Box<load::mqtt::Mqtt>),
     /// Load over TCP: lines and their echoes.
     Tcp(load::tcp::Tcp),
     Verify(verify::Verify),
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
 
     let (done, failed) = match cli.command {
         Command::Http(http) => (runtime().block_on(http.run()), UNUSABLE.into()),
+        Command::Mqtt(mqtt) => (runtime().block_on(mqtt.run()), UNUSABLE.into()),
         Command::Tcp(tcp) => (runtime().block_on(tcp.run()), UNUSABLE.into()),
         Command::Verify(verify) => (verify.run(), UNUSABLE.into()),
         Command::Compare(compare) => (compare.run(), UNUSABLE.into()),

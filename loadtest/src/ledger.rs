@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! # loadtest-ledger 1 load 1a2b3c4d
-//! 1a2b3c4d0000002a	user-7	ok	go	1763723531000123	1763723531000874
-//! 1a2b3c4d0000002b	user-9	reset	-	1763723531000223	1763723531000991
+//! 1a2b3c4d0000002a  user-7  ok  go  1763723531000123  1763723531000874
+//! 1a2b3c4d0000002b  user-9  reset  -  1763723531000223  1763723531000991
 //! ```
 //!
 //! A load's entry: id, key, outcome, arm (`-` unknown), when it was sent, when its fate was known. The outcome is `ok`,
@@ -15,8 +15,8 @@
 //!
 //! ```text
 //! # loadtest-ledger 1 origin go
-//! 1a2b3c4d0000002a	user-7	seen	1763723531000398
-//! 1a2b3c4d0000002a	user-7	shadow	1763723531000401
+//! 1a2b3c4d0000002a  user-7  seen  1763723531000398
+//! 1a2b3c4d0000002a  user-7  shadow  1763723531000401
 //! ```
 //!
 //! An origin's entry: id, key, `seen` or `shadow` (a mirrored copy, marked by `x-shadow`), when it came in.

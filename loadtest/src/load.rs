@@ -249,7 +249,7 @@ impl Load {
         // Nobody sends anything: each worker drops its end when it is ready, or gone.
         let _ = all_ready.recv().await;
         let start = Instant::now();
-        let mut gatherer = Gatherer::new(self.asked(run), self.workers, Arc::clone(&labels), self.protocol.main_series());
+        let mut gatherer = Gatherer::new(self.asked(run), self, Arc::clone(&labels));
         let _ = starts.send(Some(start));
 
         while let Some(shard) = gathered.recv().await {
@@ -278,7 +278,7 @@ impl Load {
     /// The report of a run that did not begin.
     pub fn unrun(&self, reason: String) -> Report {
         let labels = Arc::new(Labels::default());
-        let gatherer = Gatherer::new(self.asked(0), self.workers, labels, self.protocol.main_series());
+        let gatherer = Gatherer::new(self.asked(0), self, labels);
         let mut report = gatherer.report(Duration::ZERO, false, 0, &Placements::new(0));
         report.end.reason = Some(reason);
         report

@@ -8,10 +8,13 @@ use std::{
     },
 };
 
-use admin_api::{Actor, Control, ControlError, DataPlane, Happened, Judgement, Recorded, Refusal, StateStore, judge};
+use admin_api::{
+    Actor, Control, ControlError, DataPlane, Happened, Judgement, Recorded, Refusal, Sqlite, StateStore, StoreError,
+    judge,
+};
 use config::Guard;
 
-use crate::support::{FakePlane, FakeStore, config, eventually, route, shop, shop_and_broker, split};
+use crate::support::{FakePlane, FakeStore, Folder, config, eventually, route, shop, shop_and_broker, split};
 
 pub(crate) fn ann() -> Actor {
     Actor { name: "ann".to_owned(), from: "127.0.0.1:5".to_owned() }
@@ -443,4 +446,71 @@ async fn a_raise_never_undoes_a_trip_that_came_after_its_decision() {
         assert_eq!(store.recorded("shop"), control.state("shop").unwrap().recorded, "round {round}");
     }
     println!("{tripped_first} tripped first, {raised_first} raised first");
+}
+
+#[tokio::test]
+async fn frozen_nothing_changes_and_what_another_recorded_meanwhile_counts_afterwards() {
+    let (folder, plane) = (Folder::new(), Arc::new(FakePlane::default()));
+    let path = folder.file("state.db");
+    let control = Control::open(shop(), Arc::new(Sqlite::open(&path).unwrap()), plane.clone()).await.unwrap();
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    let (judgement, epoch) = (breach(&plane), control.watched()[0].epoch);
+
+    control.freeze().await.unwrap();
+    assert!(control.is_frozen());
+    for percent in [5.0, 50.0] {
+        let refused = control.set_split("shop", split(percent), &ann(), None).await;
+        assert!(matches!(refused, Err(Refusal::Frozen)), "{percent}");
+    }
+    assert!(matches!(control.rollback("shop", "now", &ann()).await, Err(Refusal::Frozen)));
+    assert!(matches!(control.reset("shop", "now", &ann(), None).await, Err(Refusal::Frozen)));
+    assert!(matches!(control.reload(shop_and_broker()).await, Err(ControlError::Refused(Refusal::Frozen))));
+    assert!(control.watched().is_empty() && control.trip("shop", epoch, &judgement).is_none(), "the guard pauses");
+    assert!(matches!(control.audit(None, 10).await, Err(StoreError::LetGo { .. })));
+    assert_eq!(plane.live("shop").split, split(10.0));
+
+    // The other process knows one more route, records it, and dies.
+    let other =
+        Control::open(shop_and_broker(), Arc::new(Sqlite::open(&path).unwrap()), Arc::new(FakePlane::default()));
+    let other = other.await.unwrap();
+    other.set_split("broker", split(77.0), &ann(), None).await.unwrap();
+    assert!(matches!(control.thaw().await, Err(StoreError::InUse { .. })), "not before the other lets go of it");
+    // A change is what it is with a disk that fails: green can be lowered, and not be raised.
+    assert!(matches!(control.set_split("shop", split(20.0), &ann(), None).await, Err(Refusal::NotRecorded(_))));
+    let lowered = control.set_split("shop", split(9.0), &ann(), None).await;
+    assert!(matches!(lowered, Err(Refusal::LiveNotRecorded(_))) && plane.live("shop").split == split(9.0));
+    drop(other);
+    eventually("it is recorded", || control.state("shop").unwrap().persisted).await;
+    control.freeze().await.unwrap();
+    control.thaw().await.unwrap();
+    control.reload(shop_and_broker()).await.unwrap();
+    assert_eq!(control.state("broker").unwrap().recorded.split, split(77.0));
+    let epoch = control.watched()[0].epoch;
+    assert!(control.trip("shop", epoch, &judgement).is_some(), "and the guard judges");
+}
+
+#[tokio::test]
+async fn what_is_live_before_a_freeze_is_on_disk_after_it() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    store.hang();
+    let lower = tokio::spawn({
+        let control = control.clone();
+        async move { control.set_split("shop", split(1.0), &ann(), None).await }
+    });
+    eventually("the lower split is live", || plane.live("shop").split == split(1.0)).await;
+    let freeze = tokio::spawn({
+        let control = control.clone();
+        async move { control.freeze().await }
+    });
+    store.release();
+    freeze.await.unwrap().unwrap();
+    assert_eq!(store.recorded("shop").split, split(1.0));
+    assert_eq!(lower.await.unwrap().unwrap().recorded.split, split(1.0), "and it is acknowledged");
+
+    // What cannot be written is not handed over.
+    control.thaw().await.unwrap();
+    store.fail(true);
+    assert!(matches!(control.set_split("shop", split(0.5), &ann(), None).await, Err(Refusal::LiveNotRecorded(_))));
+    assert!(control.freeze().await.is_err() && !control.is_frozen());
 }

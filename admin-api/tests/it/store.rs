@@ -64,6 +64,32 @@ fn a_second_process_is_told_that_the_file_is_in_use() {
 }
 
 #[test]
+fn what_is_let_go_another_may_have_until_it_is_taken_back() {
+    let folder = Folder::new();
+    let (path, away) = (folder.file("state.db"), folder.file("away.db"));
+    let store = recorded(&path);
+    store.let_go().unwrap();
+    assert_eq!(folder.names(), ["state.db"], "without a journal beside it");
+    assert!(matches!(store.load(), Err(StoreError::LetGo { .. })));
+    assert!(matches!(store.record(&Batch::default()), Err(StoreError::LetGo { .. })));
+    let other = Sqlite::open(&path).unwrap();
+    assert!(matches!(store.take_back(), Err(StoreError::InUse { .. })));
+    assert!(matches!(store.load(), Err(StoreError::InUse { .. })), "it is tried again");
+    drop(other);
+    assert_eq!(store.load().unwrap(), states());
+    assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse { .. })));
+
+    // Another file in its place is not it, and a missing one is not made anew.
+    store.let_go().unwrap();
+    fs::rename(&path, &away).unwrap();
+    assert!(matches!(store.take_back(), Err(StoreError::Replaced { .. })) && !path.exists());
+    drop(recorded(&path));
+    assert!(matches!(store.load(), Err(StoreError::Replaced { .. })));
+    fs::rename(&away, &path).unwrap();
+    assert_eq!(store.load().unwrap(), states());
+}
+
+#[test]
 fn nothing_is_acknowledged_into_a_file_that_the_path_has_left() {
     let folder = Folder::new();
     let (path, away) = (folder.file("state.db"), folder.file("away.db"));

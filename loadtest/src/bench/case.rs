@@ -24,8 +24,8 @@ pub(super) struct Case {
 /// How a case is measured.
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// `loadtest` with these arguments, through a proxy.
-    Load { through: Through, path: &'static str, arguments: &'static [&'static str] },
+    /// `loadtest` with these arguments, separated by spaces, through a proxy.
+    Load { through: Through, path: &'static str, arguments: &'static str },
     /// Memory, with so many connections open that have been used once.
     Idle { through: Through },
     /// Load generators, all with 64 connections, without a proxy.
@@ -77,7 +77,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "http",
         about: "HTTP/1.1, 64 keep-alive connections, small responses",
-        kind: Kind::Load { through: Through::Http, path: "/", arguments: &["http", "--max", "--connections", "64"] },
+        kind: Kind::Load { through: Through::Http, path: "/", arguments: "http --max --connections 64" },
         peers: &[Peer::Direct, Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[],
         to: Peer::Nginx,
@@ -89,7 +89,7 @@ pub(super) const CASES: &[Case] = &[
         kind: Kind::Load {
             through: Through::Http,
             path: "/",
-            arguments: &["http", "--max", "--connections", "64", "--requests-per-connection", "1"],
+            arguments: "http --max --connections 64 --requests-per-connection 1",
         },
         peers: &[Peer::Direct, Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[],
@@ -99,11 +99,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "large",
         about: "HTTP/1.1, 16 keep-alive connections, responses of 1 MiB",
-        kind: Kind::Load {
-            through: Through::Http,
-            path: "/large",
-            arguments: &["http", "--max", "--connections", "16"],
-        },
+        kind: Kind::Load { through: Through::Http, path: "/large", arguments: "http --max --connections 16" },
         peers: &[Peer::Direct, Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[],
         to: Peer::Nginx,
@@ -112,7 +108,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "tls",
         about: "HTTP/1.1 over TLS that ends at the proxy, 64 keep-alive connections, small responses",
-        kind: Kind::Load { through: Through::Https, path: "/", arguments: &["http", "--max", "--connections", "64"] },
+        kind: Kind::Load { through: Through::Https, path: "/", arguments: "http --max --connections 64" },
         peers: &[Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[NO_TLS],
         to: Peer::Nginx,
@@ -124,7 +120,7 @@ pub(super) const CASES: &[Case] = &[
         kind: Kind::Load {
             through: Through::Https,
             path: "/",
-            arguments: &["http", "--max", "--http2", "--connections", "8", "--streams", "8"],
+            arguments: "http --max --http2 --connections 8 --streams 8",
         },
         peers: &[Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[NO_TLS],
@@ -134,7 +130,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "tcp-small",
         about: "TCP mode, the same requests as in http",
-        kind: Kind::Load { through: Through::Tcp, path: "/", arguments: &["http", "--max", "--connections", "64"] },
+        kind: Kind::Load { through: Through::Tcp, path: "/", arguments: "http --max --connections 64" },
         peers: &[Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[SAME_DIRECT],
         to: Peer::Nginx,
@@ -143,11 +139,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "tcp-large",
         about: "TCP mode, the same requests as in large",
-        kind: Kind::Load {
-            through: Through::Tcp,
-            path: "/large",
-            arguments: &["http", "--max", "--connections", "16"],
-        },
+        kind: Kind::Load { through: Through::Tcp, path: "/large", arguments: "http --max --connections 16" },
         peers: &[Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[SAME_DIRECT],
         to: Peer::Nginx,
@@ -155,24 +147,11 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "mqtt",
-        about: "MQTT 3.1.1, 64 publishers, QoS 1, through TCP mode; Crossfade also with the MQTT parsed",
+        about: "MQTT 3.1.1, 64 clients that are delivered what they publish, QoS 1, one message at a time, through TCP mode",
         kind: Kind::Load {
             through: Through::Mqtt,
             path: "",
-            arguments: &[
-                "mqtt",
-                "--max",
-                "--mqtt-version",
-                "3.1.1",
-                "--publishers",
-                "64",
-                "--subscribers",
-                "0",
-                "--qos",
-                "1",
-                "--size",
-                "64",
-            ],
+            arguments: "mqtt --max --mqtt-version 3.1.1 --publishers 64 --inflight 1 --qos 1 --size 64",
         },
         peers: &[Peer::Direct, Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade, Peer::CrossfadeMqtt],
         others: &[],
@@ -200,11 +179,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "mirror",
         about: "HTTP/1.1, 2000 requests/s on 64 keep-alive connections, mirror off and at 100 %",
-        kind: Kind::Load {
-            through: Through::Http,
-            path: "/",
-            arguments: &["http", "--rate", "2000", "--connections", "64"],
-        },
+        kind: Kind::Load { through: Through::Http, path: "/", arguments: "http --rate 2000 --connections 64" },
         peers: &[Peer::Crossfade, Peer::CrossfadeMirror],
         others: &[
             ("nginx", "its mirror holds up the next request of the connection, and compares nothing"),

@@ -144,7 +144,8 @@ impl Tools {
             // Servers are started in folders of their own.
             let path = path.canonicalize().with_context(|| format!("{}: no such program", path.display()))?;
             let said = Command::new(&path).arg(program.version_argument()).output();
-            let said = said.with_context(|| format!("{}: cannot be run; mend it or take it off PATH", path.display()))?;
+            let said =
+                said.with_context(|| format!("{}: cannot be run; mend it or take it off PATH", path.display()))?;
             let said = [said.stdout, said.stderr].concat();
             let said = String::from_utf8_lossy(&said);
             if program == Program::Nginx {

@@ -14,13 +14,13 @@ pub(crate) fn markdown(outcome: &Outcome) -> String {
     let machine = &outcome.machine;
     let versions: Vec<String> =
         outcome.versions.iter().map(|(program, version)| format!("{program} {version}")).collect();
-    let cores = if machine.cores == 1 { "1 core".to_owned() } else { format!("{} cores", machine.cores) };
     let mut text = format!(
-        "{}, {cores}, {}; {}. {} rounds of {} s, interleaved. {}.\n",
+        "{}, {}, {}; {}. {} of {} s, interleaved. {}.\n",
         machine.processor,
+        counted(machine.cores, "core"),
         machine.system,
         pinning(machine.pinned),
-        outcome.rounds,
+        counted(outcome.rounds, "round"),
         outcome.seconds,
         versions.join(", "),
     );
@@ -31,6 +31,11 @@ pub(crate) fn markdown(outcome: &Outcome) -> String {
         text.push_str("\nIt was ended early: cases are missing.\n");
     }
     text
+}
+
+/// `1 round`, `2 rounds`.
+pub(super) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Where peers and load run, for people.

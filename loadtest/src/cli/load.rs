@@ -225,7 +225,10 @@ pub(super) async fn run(load: Load, output: OutputArgs) -> anyhow::Result<ExitCo
     }
     let account = &report.account;
     if account.sent > 0 && account.answered == 0 {
-        let kinds: Vec<_> = account.failed.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let mut kinds: Vec<_> = account.failed.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        if account.lost > 0 {
+            kinds.push(format!("{} lost", account.lost));
+        }
         let target = &report.run.target;
         bail!("--target {target}: not one of {} requests was answered ({}); check what listens there", account.sent, kinds.join(", "));
     }

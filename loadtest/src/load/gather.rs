@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::record::{Answers, Arm, Labels, Placements, Shard, histogram};
+use super::{
+    Load,
+    record::{Answers, Arm, Labels, Placements, Shard, histogram},
+};
 use crate::report::{self, Account, End, Generator, Latencies, Report, Run, Second, Series};
 
 /// The generator is too late for its figures to be believed when one request in a hundred leaves so much after it was due
@@ -37,6 +40,9 @@ pub(super) struct Gatherer {
     workers: usize,
     /// The series that seconds show.
     main: &'static str,
+    /// How long requests are sent.
+    sending: Duration,
+    last_answer: Duration,
     labels: Arc<Labels>,
     /// Seconds that some worker may still add to.
     open: BTreeMap<u64, Open>,
@@ -58,11 +64,14 @@ struct Open {
 }
 
 impl Gatherer {
-    pub(super) fn new(run: Run, workers: usize, labels: Arc<Labels>, main: &'static str) -> Self {
+    pub(super) fn new(run: Run, load: &Load, labels: Arc<Labels>) -> Self {
+        let workers = load.workers;
         Self {
             run,
             workers,
-            main,
+            main: load.protocol.main_series(),
+            sending: load.pace.duration(),
+            last_answer: Duration::ZERO,
             labels,
             open: BTreeMap::new(),
             reached: vec![0; workers],
@@ -88,6 +97,7 @@ impl Gatherer {
         }
 
         self.account.add(&shard.account);
+        self.last_answer = self.last_answer.max(shard.last_answer);
         for (series, histogram) in shard.series {
             add(self.series.entry(series).or_insert_with(self::histogram), &histogram);
         }
@@ -134,7 +144,8 @@ impl Gatherer {
             self.close(first);
         }
         self.account.unsent = left;
-        let seconds = elapsed.as_secs_f64();
+        // What is waited for in vain comes after the last answer, and is no part of the time that answers took.
+        let seconds = elapsed.min(self.sending.max(self.last_answer)).as_secs_f64();
         let scheduled: f64 = self.run.stages.iter().map(|stage| stage.seconds).sum();
         let asked = self.run.stages.iter().map(|stage| stage.seconds * f64::midpoint(stage.from, stage.to)).sum::<f64>();
         // Answers to the last requests come after the schedule's end, and are no sign of slowness; a run that was ended
@@ -169,7 +180,7 @@ impl Gatherer {
             (self.labels.name(*arm).to_string(), figures)
         });
 
-        let generator = generator(&self.lateness, seconds, self.workers, left, complete);
+        let generator = generator(&self.lateness, elapsed.as_secs_f64(), self.workers, left, complete);
         Report {
             schema: report::SCHEMA.to_owned(),
             end,

@@ -5,7 +5,7 @@
 //! the subscribers of their topics are at the same worker, so nothing is shared between workers. All clients connect and
 //! subscribe before the schedule starts. What brokers took can be witnessed past the target ([`broker`]).
 
-use std::{cell::RefCell, fmt, num::NonZeroU16, rc::Rc, time::Duration};
+use std::{cell::RefCell, fmt, num::NonZeroU16, rc::Rc, sync::Arc, time::Duration};
 
 use mqttbytes::QoS;
 use tokio::{
@@ -35,6 +35,8 @@ pub(super) use self::broker::Witnesses;
 
 /// Clients of a worker that connect at once, where no rate was asked for.
 const CONNECTING: usize = 64;
+/// What a packet may have beside its payload, in bytes: a topic and properties.
+const BESIDES: usize = 128 * 1024;
 /// Messages that come due in one go before clients have their turn.
 const AT_ONCE: u32 = 32;
 
@@ -132,6 +134,11 @@ impl MqttLoad {
         self.persistent && self.qos != Qos::AtMostOnce
     }
 
+    /// The largest packet to expect, in bytes.
+    fn largest_packet(&self) -> usize {
+        self.size + BESIDES
+    }
+
     fn topic(&self, run: u32, publisher: usize) -> String {
         format!("{}/{run:08x}/{publisher}", self.topic_prefix)
     }
@@ -159,7 +166,7 @@ impl Crew {
     /// Connects the clients of `worker`. Returns when all are there, when none was added for as long as an answer may take,
     /// or when the run is stopped.
     pub(super) async fn assemble(
-        mqtt: &MqttLoad,
+        mqtt: &Arc<MqttLoad>,
         load: &Load,
         worker: usize,
         run: u32,
@@ -175,7 +182,7 @@ impl Crew {
             board: RefCell::new(Board::new(mqtt, place, load.timeout, recorder)),
             done: CancellationToken::new(),
             arm_topic: (!mqtt.brokers.is_empty()).then(|| mqtt.arm_topic(run)),
-            mqtt: mqtt.clone(),
+            mqtt: Arc::clone(mqtt),
         });
         let mut clients = Vec::new();
         if mqtt.subscribers > 0 {
@@ -190,7 +197,8 @@ impl Crew {
         let clients = clients.into_iter().map(|client| task::spawn_local(client.run())).collect();
         let crew = Self { common, clients };
 
-        let last = mqtt.connect_rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(mqtt.clients() as f64 / rate));
+        let last =
+            mqtt.connect_rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(mqtt.clients() as f64 / rate));
         let all_there = async {
             let mut arrived = 0;
             let mut patience = crew.common.began + last + load.timeout;

@@ -112,6 +112,8 @@ pub(crate) struct Shard {
     pub(crate) worker: usize,
     /// Seconds since the start.
     pub(crate) at: u64,
+    /// When the last answer came, since the start.
+    pub(crate) last_answer: Duration,
     pub(crate) account: Account,
     /// Latencies by series and arm.
     pub(crate) series: BTreeMap<(&'static str, Arm), Histogram<u64>>,
@@ -142,6 +144,7 @@ impl Shard {
         Self {
             worker,
             at,
+            last_answer: Duration::ZERO,
             account: Account::default(),
             series: BTreeMap::new(),
             arms: BTreeMap::new(),
@@ -167,6 +170,8 @@ pub(crate) struct Answer {
 pub(crate) struct Recorder {
     /// None while connections are made that must be there before: what happens then belongs to the first second.
     start: Option<Instant>,
+    /// The time it was last told, since the start.
+    now: Duration,
     shard: Shard,
     shards: UnboundedSender<Shard>,
     labels: Arc<Labels>,
@@ -186,7 +191,7 @@ impl Recorder {
         placements: Arc<Placements>,
         page: Option<Page>,
     ) -> Self {
-        Self { start: None, shard: Shard::new(worker, 0), shards, labels, known: Vec::new(), placements, page, run }
+        Self { start: None, now: Duration::ZERO, shard: Shard::new(worker, 0), shards, labels, known: Vec::new(), placements, page, run }
     }
 
     /// The first second begins.
@@ -231,6 +236,7 @@ impl Recorder {
     pub(crate) fn answered(&mut self, key: u64, answer: Answer) {
         let account = &mut self.shard.account;
         account.answered += 1;
+        self.shard.last_answer = self.now;
         account.answered_twice += u64::from(answer.surplus);
         account.error_status += u64::from(answer.failure);
         account.moved += u64::from(self.placements.answered(key, answer.arm));
@@ -270,7 +276,8 @@ impl Recorder {
     /// Hands over what belongs to seconds before that of `now`.
     pub(crate) fn roll(&mut self, now: Instant) {
         let Some(start) = self.start else { return };
-        let at = now.saturating_duration_since(start).as_secs();
+        self.now = now.saturating_duration_since(start);
+        let at = self.now.as_secs();
         if at > self.shard.at {
             self.hand_over(at);
         }

@@ -312,25 +312,26 @@ fn rate_over_time(report: &Report, colours: &Colours<'_>, hovers: &mut Vec<Hover
     let (from, span) = span(&stretches);
     let edges = stretches.iter().flat_map(|stretch| [stretch.at, stretch.at + stretch.seconds]);
     let edges: Vec<_> = edges.map(|at| area.x((at - from) as f64 / span)).collect();
-    let twice = |values: &[f64]| values.to_vec().into_iter().flat_map(|value| [value, value]);
 
     let sent: Vec<_> = stretches.iter().map(|stretch| stretch.a_second(stretch.sent)).collect();
     let answers = |arm| stretches.iter().map(move |stretch: &Stretch<'_>| stretch.a_second(stretch.answers(arm)));
     let errors: Vec<_> = stretches.iter().map(|stretch| stretch.a_second(stretch.errors)).collect();
     let most = answers(None).chain(sent.iter().copied()).fold(0.0, f64::max);
     let scale = Scale::linear(most);
-    let y = |value: f64| area.y(scale.at(value));
+    let heights = |values: &[f64]| -> Vec<_> {
+        values.iter().map(|value| area.y(scale.at(*value))).flat_map(|y| [y, y]).collect()
+    };
 
     let mut drawn = chart::across(area, scale, short);
     let mut below = vec![0.0; stretches.len()];
     for arm in &arms {
         let above: Vec<_> = below.iter().zip(answers(Some(arm))).map(|(below, answers)| below + answers).collect();
-        let [upper, lower] = [&above, &below].map(|values| twice(values).map(y).collect::<Vec<_>>());
+        let [upper, lower] = [&above, &below].map(|values| heights(values));
         let d = chart::surface(&edges, &upper, &lower);
         let _ = write!(drawn, r#"<path class="surface {}" d="{d}"/>"#, colours.class(arm));
         below = above;
     }
-    let points = edges.iter().zip(twice(&sent)).map(|(x, sent)| Some((*x, y(sent))));
+    let points = edges.iter().copied().zip(heights(&sent)).map(Some);
     let _ = write!(drawn, r#"<path class="line sent" d="{}"/>"#, chart::line(points));
 
     let most_errors = errors.iter().copied().fold(0.0, f64::max);

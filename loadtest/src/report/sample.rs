@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, f64::consts::PI};
 
 use hdrhistogram::Histogram;
 
-use super::{Account, Arm, End, Generator, Latencies, Report, Run, SCHEMA, Second, Series, SloResult, StageAsked};
+use super::{
+    Account, Arm, Connections, End, Generator, Latencies, Report, Run, SCHEMA, Second, Series, SloResult, StageAsked,
+};
 
 const SECONDS: u64 = 40;
 const RATE: u64 = 500;
@@ -100,5 +102,10 @@ pub(crate) fn mqtt() -> Report {
     report.run.protocol = "mqtt/5".to_owned();
     report.account.lost = 4;
     report.account.out_of_order = 2;
+    report.account.connections = Connections {
+        attempted: 1200,
+        failed: [("refused".to_owned(), 3)].into(),
+        lost: [("closed".to_owned(), 2), ("reset".to_owned(), 1)].into(),
+    };
     report
 }

@@ -1,13 +1,14 @@
 //! A report as tables for a terminal.
 
 use std::{
+    collections::BTreeMap,
     env,
     fmt::Write as _,
     io::{self, IsTerminal},
 };
 
 use super::{
-    Account, Arm, Latencies, Report, Run,
+    Account, Arm, Connections, Latencies, Report, Run,
     condensed::{self, Stretch},
     table::{Cell, Colour, Style, Table, grouped},
 };
@@ -110,9 +111,20 @@ fn account(account: &Account) -> Vec<(&'static str, String, Style)> {
     let others: Vec<_> = others.into_iter().filter_map(text).collect();
 
     let sent = format!("{} sent, {} answered", grouped(account.sent), grouped(account.answered));
+    let Connections { attempted, failed, lost } = &account.connections;
+    let kinds = |counts: &BTreeMap<String, u64>, what: &str| {
+        let counts = counts.iter().map(|(kind, count)| format!("{} {kind}", grouped(*count)));
+        let counts = counts.collect::<Vec<_>>().join(", ");
+        if counts.is_empty() { counts } else { format!("; {what}: {counts}") }
+    };
+    let mut connections = kinds(failed, "failed") + &kinds(lost, "lost");
+    if !connections.is_empty() {
+        connections.insert_str(0, &format!("{} attempted", grouped(*attempted)));
+    }
     let lines = [
         ("account", sent, if faults.is_empty() { Style::Good } else { Style::Plain }),
         ("faults", faults.join(", "), Style::Bad),
+        ("connects", connections, Style::Bad),
         ("besides", others.join(", "), Style::Plain),
     ];
     lines.into_iter().filter(|(_, text, _)| !text.is_empty()).collect()
@@ -281,7 +293,13 @@ mod tests {
                 "✗ missed  errors<0.1%  measured 0.225 %",
             ],
         );
-        check(&sample::mqtt(), &["faults   2 reset, 1 timeout, 42 answered with an error, 4 lost, 2 out of order"]);
+        check(
+            &sample::mqtt(),
+            &[
+                "faults    2 reset, 1 timeout, 42 answered with an error, 4 lost, 2 out of order",
+                "connects  1 200 attempted; failed: 3 refused; lost: 2 closed, 1 reset",
+            ],
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::{
     cmp, fmt, io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
@@ -19,13 +20,13 @@ use pingora::protocols::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     select,
-    time::{self, Duration, Instant},
+    time::{self, Duration, Instant, Sleep},
 };
 use tokio_util::io::poll_read_buf;
 
 use super::Connection;
 use crate::{
-    drain::Drain,
+    drain::{Drain, LAME_DUCK},
     transport::Transport,
     wire::http1::{BodyLength, Head, Rejection, Scan, scan},
 };
@@ -44,6 +45,13 @@ pub(super) struct RequestStream {
     /// What of it the engine is to know, made once: a digest is asked for with every request.
     digest: Arc<ProxyDigest>,
     connection: Arc<Connection>,
+    farewell: Option<Farewell>,
+}
+
+/// How much longer, and how often, what a client still sends is read and dropped after our last word.
+struct Farewell {
+    over: Pin<Box<Sleep>>,
+    reads: u8,
 }
 
 /// How much of what comes belongs to the current request.
@@ -72,7 +80,14 @@ pub(super) enum Next {
 impl RequestStream {
     pub(super) fn new(transport: Transport, connection: Arc<Connection>) -> Box<Self> {
         let digest = connection.digest();
-        Box::new(Self { transport, buffer: BytesMut::new(), window: Window::Bytes(0), digest, connection })
+        Box::new(Self {
+            transport,
+            buffer: BytesMut::new(),
+            window: Window::Bytes(0),
+            digest,
+            connection,
+            farewell: None,
+        })
     }
 
     /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
@@ -193,8 +208,31 @@ impl AsyncWrite for RequestStream {
         Pin::new(&mut self.get_mut().transport).poll_flush(cx)
     }
 
+    /// Also reads on for a while where a client may speak up after our last word: in HTTP/2 it makes room or answers a ping,
+    /// in HTTP/1 it has pipelined a request or still sends a body. Closing on that would reset the connection and could
+    /// cost it the end of an answer, as [`Transport::close_with`] says.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
+        let this = self.get_mut();
+        let farewell = match &mut this.farewell {
+            Some(farewell) => farewell,
+            none => {
+                ready!(Pin::new(&mut this.transport).poll_shutdown(cx))?;
+                if this.buffer.is_empty() && matches!(this.window, Window::Bytes(0)) {
+                    return Poll::Ready(Ok(()));
+                }
+                none.insert(Farewell { over: Box::pin(time::sleep(LAME_DUCK)), reads: 64 })
+            }
+        };
+        while farewell.reads > 0 && farewell.over.as_mut().poll(cx).is_pending() {
+            let mut dropped = [MaybeUninit::uninit(); 4096];
+            let mut dropped = ReadBuf::uninit(&mut dropped);
+            let read = ready!(Pin::new(&mut this.transport).poll_read(cx, &mut dropped));
+            if read.is_err() || dropped.filled().is_empty() {
+                break;
+            }
+            farewell.reads -= 1;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -208,7 +246,7 @@ impl fmt::Debug for RequestStream {
 impl Shutdown for RequestStream {
     async fn shutdown(&mut self) {
         // The connection ends either way.
-        let _ = AsyncWriteExt::shutdown(&mut self.transport).await;
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 

@@ -71,12 +71,11 @@ impl Incumbent {
         Ok(Some(incumbent))
     }
 
-    /// The socket that listens on an address, once.
+    /// The socket that listens on an address, once, ready for a runtime.
     pub(crate) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let here = |socket: &&mut Option<TcpListener>| {
-            socket.as_ref().is_some_and(|socket| socket.local_addr().is_ok_and(|bound| bound == address))
-        };
-        self.sockets.iter_mut().find(here).and_then(Option::take)
+        let here = |socket: &TcpListener| socket.local_addr().is_ok_and(|bound| bound == address);
+        let socket = self.sockets.iter_mut().find(|socket| socket.as_ref().is_some_and(here))?.take()?;
+        socket.set_nonblocking(true).is_ok().then_some(socket)
     }
 
     /// Has the state file released. From here on nothing can be changed until `go`.
@@ -107,34 +106,27 @@ impl Incumbent {
     async fn say(&mut self, word: &Asked) -> Result<()> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         match channel.say(word).await {
-            Ok(()) => Ok(()),
-            Err(Broken::Gone) => {
-                self.gone();
-                Ok(())
-            }
+            // Whether it went away without a word, what is heard next tells: it may have refused.
+            Ok(()) | Err(Broken::Gone) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// `None`: it went away.
+    /// `None`: it went away without a word, so it died. Whoever only gives up says so.
     async fn hear(&mut self) -> Result<Option<Told>> {
         let Some(channel) = &mut self.channel else { return Ok(None) };
         match time::timeout(PATIENCE, channel.hear()).await {
             Ok(Ok(Told::Refused { problem })) => bail!("the running instance refuses to be taken over: {problem}"),
             Ok(Ok(word)) => Ok(Some(word)),
             Ok(Err(Broken::Gone)) => {
-                self.gone();
+                self.channel = None;
+                if !self.sockets.is_empty() {
+                    tracing::warn!(pid = self.pid, "The running instance went away; going on with its sockets");
+                }
                 Ok(None)
             }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => bail!("the running instance did not answer within {PATIENCE:?}; {RESTART}"),
-        }
-    }
-
-    fn gone(&mut self) {
-        self.channel = None;
-        if !self.sockets.is_empty() {
-            tracing::warn!(pid = self.pid, "The running instance went away; going on with its sockets");
         }
     }
 }

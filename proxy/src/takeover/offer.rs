@@ -74,14 +74,10 @@ impl Offer {
         let mut conversations = JoinSet::new();
         let mut stopping = false;
         loop {
-            let successor = *self.shared.successor.lock();
-            if stopping && successor.is_none() {
-                return None;
-            }
             tokio::select! {
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
-                    if let Some(pid) = successor {
+                    if let Some(pid) = *self.shared.successor.lock() {
                         tracing::info!(pid, "Stopping when that instance has taken over, or failed to");
                     }
                 }
@@ -95,11 +91,18 @@ impl Offer {
                         time::sleep(Duration::from_secs(1)).await;
                     }
                 },
-                Some(ended) = conversations.join_next() => {
-                    if let Ok(Some(taken)) = ended {
-                        return Some(taken);
+                Some(ended) = conversations.join_next() => match ended {
+                    Ok(Some(taken)) => return Some(taken),
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "A takeover panicked; going on");
+                        self.shared.thaw().await;
+                        *self.shared.successor.lock() = None;
                     }
                 }
+            }
+            if stopping && self.shared.successor.lock().is_none() {
+                return None;
             }
         }
     }
@@ -175,7 +178,7 @@ async fn converse(shared: Arc<Shared>, stream: UnixStream) -> Option<Taken> {
         return refuse(channel, format!("process {other} is taking over; wait until it has, and try again")).await;
     }
     tracing::info!(pid, "Another instance takes over");
-    match shared.hand_over(&mut channel, pid).await {
+    match shared.hand_over(&mut channel).await {
         Ok((frozen, closing)) => Some(Taken { channel, pid, frozen, closing }),
         Err(problem) => {
             tracing::error!(pid, problem, "Not taken over; going on");
@@ -198,7 +201,7 @@ async fn refuse(mut channel: Channel, problem: String) -> Option<Taken> {
 impl Shared {
     /// Returns for how long nothing could be changed, and which sockets the successor has no use for. Errors: why nothing
     /// came of it; everything is as it was.
-    async fn hand_over(&self, channel: &mut Channel, pid: u32) -> Result<(Duration, Vec<usize>), String> {
+    async fn hand_over(&self, channel: &mut Channel) -> Result<(Duration, Vec<usize>), String> {
         let sockets = self.sockets.iter().map(AsFd::as_fd).collect::<Vec<_>>();
         let told = Told::Sockets { protocol: PROTOCOL, pid: process::id(), count: sockets.len() };
         channel.say_with(&told, &sockets).await.map_err(|error| error.to_string())?;
@@ -211,17 +214,17 @@ impl Shared {
         match released(channel).await {
             Ok(closing) => Ok((since.elapsed(), closing)),
             Err(problem) => {
-                if let Err(error) = self.control.thaw().await {
-                    let error = format!("{:#}", anyhow::Error::from(error));
-                    tracing::error!(
-                        pid,
-                        error,
-                        "The state file is not ours again; end that process, it is tried again"
-                    );
-                }
+                self.thaw().await;
                 tracing::info!(frozen = ?since.elapsed(), "Changes are possible again");
                 Err(problem)
             }
+        }
+    }
+
+    async fn thaw(&self) {
+        if let Err(error) = self.control.thaw().await {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "The state file is not ours again; it is asked for with every change");
         }
     }
 }
@@ -265,5 +268,25 @@ impl Taken {
                 Err(error) => return tracing::warn!(%error, "The splits of the successor are not followed any more"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_that_says_nothing_is_given_up_after_half_a_minute() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let (mut ours, mut theirs) = (Channel::new(one), Channel::new(other));
+        let started = Instant::now();
+        assert_eq!(released(&mut ours).await.unwrap_err(), "it said nothing for 30s");
+        assert_eq!(started.elapsed(), PATIENCE);
+        assert!(matches!(theirs.hear().await, Ok(Told::Released)));
+        // What it says too late is for nobody: it hears that it was given up, and does not take us for dead.
+        assert!(refuse(ours, "too late".to_owned()).await.is_none());
+        assert!(matches!(theirs.say(&Asked::Ready { closing: Vec::new() }).await, Err(Broken::Gone)));
+        assert!(matches!(theirs.hear().await, Ok(Told::Refused { .. })));
+        assert!(matches!(theirs.hear::<Told>().await, Err(Broken::Gone)));
     }
 }

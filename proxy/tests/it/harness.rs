@@ -124,11 +124,22 @@ impl Crossfade {
 
     /// The same for a takeover that may be refused. Errors: the exit code, and all that was said.
     pub(crate) async fn try_take_over(&mut self) -> Result<Process, (Option<i32>, String)> {
-        let mut successor = Process::spawn(program(), &self.dir, &["--takeover"]);
+        let mut successor = self.start_successor();
         match successor.says_or_ends("Serving the admin API").await {
             Ok(()) => Ok(mem::replace(&mut self.process, successor)),
             Err(status) => Err((status.code(), successor.whole_log())),
         }
+    }
+
+    /// Only starts the other process.
+    pub(crate) fn start_successor(&self) -> Process {
+        Process::spawn(program(), &self.dir, &["--takeover"])
+    }
+
+    /// Only starts one that takes over from something else than a process that was started here.
+    pub(crate) fn start_successor_in(dir: TempDir, admin: SocketAddr) -> Self {
+        let process = Process::spawn(program(), &dir, &["--takeover"]);
+        Self { process, admin: Admin::new(admin), dir }
     }
 
     /// Ends it as `kill -9` does and starts it again on the same configuration and state.

@@ -11,7 +11,7 @@ use std::{
 
 use ::config::Arm;
 use futures::future::join_all;
-use http::StatusCode;
+use http::{Request, StatusCode};
 use rumqttc::{AsyncClient, Event, MqttOptions, Outgoing, Packet, QoS};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -200,7 +200,10 @@ async fn stream(door: Door, n: u32, pace: Pace) -> Result<(), String> {
             let keys = (0..4).map(|stream| format!("stream-{n}-{round}-{stream}")).collect::<Vec<_>>();
             let mut asked = Vec::new();
             for key in &keys {
-                let request = http::Request::get("http://shop.example/").header("x-session-id", key).body(()).unwrap();
+                // Long answers have the client speak up in between: it makes room for more.
+                let path = if round % 2 == 0 { "/" } else { "/bytes/200000" };
+                let request = Request::get(format!("http://shop.example{path}"));
+                let request = request.header("x-session-id", key).body(()).unwrap();
                 // Not sent: the connection ends.
                 let Ok(mut sender) = soon(client.sender.clone().ready()).await else { break };
                 let Ok((response, _)) = sender.send_request(request, true) else { break };

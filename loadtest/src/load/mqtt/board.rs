@@ -153,9 +153,15 @@ impl Board {
     pub(super) fn new(mqtt: &MqttLoad, place: Place, timeout: Duration, recorder: &Shared) -> Self {
         let mut groups: Vec<Group> = place.groups().map(|_| Group::default()).collect();
         let lanes = place.publishers().enumerate().map(|(nth, publisher)| {
-            let group = publisher % place.groups / place.workers;
-            groups[group].lanes.push(nth);
-            Lane::new(publisher as u64, group, nth as u32)
+            let nth_group = publisher % place.groups / place.workers;
+            let lane = Lane::new(publisher as u64, nth_group, nth as u32);
+            let group = &mut groups[nth_group];
+            group.lanes.push(nth);
+            if mqtt.subscribers == 0 {
+                // One client for both.
+                group.wake = Rc::clone(&lane.wake);
+            }
+            lane
         });
         let lanes = lanes.collect();
         Self {
@@ -460,10 +466,6 @@ impl Board {
         self.arrived
     }
 
-    pub(super) fn publishers(&self) -> usize {
-        self.lanes.len()
-    }
-
     /// Messages that wait to be sent, and messages whose fate is open.
     pub(super) fn pending(&self) -> (u64, u64) {
         (self.waiting, self.fates.open())
@@ -519,11 +521,6 @@ impl Board {
         Rc::clone(&self.groups[group].wake)
     }
 
-    /// Gives a group, whose client publishes too, the wake of its lane.
-    pub(super) fn share_wake(&mut self, lane: usize, group: usize) {
-        self.groups[group].wake = Rc::clone(&self.lanes[lane].wake);
-    }
-
     pub(super) fn id(&self, k: u32) -> Id {
         Id::new(self.run, self.number(k))
     }
@@ -541,5 +538,33 @@ impl Board {
     /// The number in the run of message `k` of this worker.
     fn number(&self, k: u32) -> u32 {
         (self.place.worker as u32).wrapping_add(k.wrapping_mul(self.place.workers as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_publisher_has_one_lane_at_the_worker_of_its_group() {
+        for (publishers, subscribers, workers) in [(1, 0, 1), (10, 0, 3), (10, 3, 2), (7, 7, 7), (100, 8, 3), (5, 4, 4)]
+        {
+            let mut found = vec![0; publishers];
+            for worker in 0..workers {
+                let groups = if subscribers == 0 { publishers } else { subscribers };
+                let groups_here = (worker..groups).step_by(workers).count();
+                let place = Place { worker, workers, publishers, groups, groups_here };
+                assert_eq!(place.groups().count(), groups_here);
+                for (lane, publisher) in place.publishers().enumerate() {
+                    assert_eq!(place.lane(publisher as u64), Some(lane), "{publisher} of {place:?}");
+                    assert!(place.groups().any(|group| group == publisher % groups), "{publisher} of {place:?}");
+                    found[publisher] += 1;
+                }
+                let elsewhere = (0..publishers).filter(|publisher| place.lane(*publisher as u64).is_none()).count();
+                assert_eq!(place.publishers().count() + elsewhere, publishers, "{place:?}");
+                assert_eq!((place.lane(publishers as u64), place.lane(u64::MAX)), (None, None));
+            }
+            assert!(found.iter().all(|count| *count == 1), "{publishers} {subscribers} {workers}: {found:?}");
+        }
     }
 }

@@ -197,7 +197,7 @@ impl Witness {
         let Self { mqtt, wire, run, page, acked, marked } = self;
         let mark = mqtt.mark_topic(*run);
         let mut at = 0;
-        while let Some((packet, length)) = packet::read(mqtt.version, &wire.read[at..], usize::MAX)? {
+        while let Some((packet, length)) = packet::read(mqtt.version, &wire.read[at..], mqtt.largest_packet())? {
             match packet {
                 Packet::Publish(publish) => {
                     if publish.topic == mark.as_bytes() {
@@ -209,14 +209,16 @@ impl Witness {
                     }
                     match publish.qos {
                         Qos::AtMostOnce => {}
-                        Qos::AtLeastOnce => packet::answer(Step::PubAck, publish.pkid, &mut wire.out),
-                        Qos::ExactlyOnce => packet::answer(Step::PubRec, publish.pkid, &mut wire.out),
+                        Qos::AtLeastOnce => packet::answer(Step::Acknowledged, publish.pkid, &mut wire.out),
+                        Qos::ExactlyOnce => packet::answer(Step::Received, publish.pkid, &mut wire.out),
                     }
                 }
-                Packet::Ack(Ack { step: Step::PubRel, pkid, .. }) => {
-                    packet::answer(Step::PubComp, pkid, &mut wire.out);
+                Packet::Ack(Ack { step: Step::Release, pkid, .. }) => {
+                    packet::answer(Step::Complete, pkid, &mut wire.out);
                 }
-                Packet::Ack(Ack { step: Step::PubRec, pkid, .. }) => packet::answer(Step::PubRel, pkid, &mut wire.out),
+                Packet::Ack(Ack { step: Step::Received, pkid, .. }) => {
+                    packet::answer(Step::Release, pkid, &mut wire.out)
+                }
                 Packet::Ack(Ack { refused: true, .. }) | Packet::SubAck { granted: false } => {
                     return Err(Failure::Declined);
                 }

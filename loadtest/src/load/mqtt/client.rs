@@ -5,6 +5,7 @@ use std::{
     collections::{HashSet, VecDeque},
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,14 +28,12 @@ use crate::load::{Endpoint, Failure, record::Arm};
 
 /// Bytes waiting to be written, above which messages wait too.
 const BACKLOG: usize = 256 * 1024;
-/// What a packet may have beside its payload, in bytes: a topic and properties.
-const BESIDES: usize = 128 * 1024;
 /// Rest between a connection that failed and the next attempt: doubled each time.
 const RESTS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// What the clients of a worker have in common.
 pub(super) struct Common {
-    pub(super) mqtt: MqttLoad,
+    pub(super) mqtt: Arc<MqttLoad>,
     pub(super) endpoint: Endpoint,
     /// Time for an answer, and for connecting with all that belongs to it.
     pub(super) timeout: Duration,
@@ -242,7 +241,7 @@ impl Client {
     /// CONNECT and CONNACK; in a session of this run or, the first time, in one of its own.
     async fn introduce(&mut self) -> Result<(Wire, Welcome), Failure> {
         let Self { common, .. } = self;
-        let MqttLoad { persistent, version, .. } = common.mqtt;
+        let MqttLoad { persistent, version, .. } = *common.mqtt;
         let first = !self.has_session;
         let clean = !persistent || (first && version == MqttVersion::V5);
         let (mut wire, mut welcome) = self.connect(clean, persistent).await?;
@@ -280,6 +279,9 @@ impl Client {
         let common = Rc::clone(&self.common);
         let wake = Rc::clone(&self.wake);
         let mut done = pin!(common.done.cancelled());
+        if !visit.welcome.session_present {
+            self.received.clear();
+        }
         let mut timer = pin!(time::sleep_until(visit.look_at));
 
         for (nth, topics) in self.topics.chunks(TOPICS).enumerate() {
@@ -344,7 +346,7 @@ impl Client {
         let common = Rc::clone(&self.common);
         let mut board = common.board.borrow_mut();
         board.roll(now);
-        let largest = common.mqtt.size + BESIDES;
+        let largest = common.mqtt.largest_packet();
         let mut at = 0;
         while let Some((packet, length)) = packet::read(common.mqtt.version, &wire.read[at..], largest)? {
             match packet {
@@ -362,13 +364,13 @@ impl Client {
                     }
                     match qos {
                         Qos::AtMostOnce => {}
-                        Qos::AtLeastOnce => packet::answer(Step::PubAck, pkid, &mut wire.out),
-                        Qos::ExactlyOnce => packet::answer(Step::PubRec, pkid, &mut wire.out),
+                        Qos::AtLeastOnce => packet::answer(Step::Acknowledged, pkid, &mut wire.out),
+                        Qos::ExactlyOnce => packet::answer(Step::Received, pkid, &mut wire.out),
                     }
                 }
-                Packet::Ack(Ack { step: Step::PubRel, pkid, .. }) => {
+                Packet::Ack(Ack { step: Step::Release, pkid, .. }) => {
                     self.received.remove(&pkid);
-                    packet::answer(Step::PubComp, pkid, &mut wire.out);
+                    packet::answer(Step::Complete, pkid, &mut wire.out);
                 }
                 Packet::Ack(ack) => {
                     if let Some(publishing) = &mut self.publishing {
@@ -410,7 +412,7 @@ impl Client {
                     let (id, due_us) = (board.id(flight.k), board.micros(flight.due));
                     form.write(id, due_us, pkid, visit.welcome.session_present, &mut wire.out);
                 }
-                Some(_) => packet::answer(Step::PubRel, pkid, &mut wire.out),
+                Some(_) => packet::answer(Step::Release, pkid, &mut wire.out),
                 None => {}
             }
         }
@@ -506,9 +508,6 @@ impl Client {
             });
             board.expire(*lane, now);
         }
-        if !common.mqtt.persistent {
-            self.received.clear();
-        }
     }
 }
 
@@ -516,10 +515,10 @@ impl Publishing {
     /// A step of a handshake came.
     fn acknowledged(&mut self, ack: Ack, arm: Arm, board: &mut Board, wire: &mut Wire, now: Instant) {
         let Ack { step, pkid, refused } = ack;
-        if step == Step::PubRec && !refused {
+        if step == Step::Received && !refused {
             self.flights.released(pkid);
             // Also when the broker has forgotten that we answered.
-            packet::answer(Step::PubRel, pkid, &mut wire.out);
+            packet::answer(Step::Release, pkid, &mut wire.out);
             return;
         }
         let Some(flight) = self.flights.end(pkid) else { return };

@@ -220,8 +220,14 @@ mod tests {
     fn a_message_is_answered_once_it_is_acknowledged_and_delivered_in_either_order() {
         let mut fates = Fates::default();
         (0..4).for_each(|k| fates.sent(k, sent(u64::from(k)), k == 3));
-        assert_eq!((fates.acked(0, Arm::UNKNOWN), delivered(&mut fates, 0)), (Acked::Awaited, Delivery::Answered(sent(0))));
-        assert_eq!((delivered(&mut fates, 1), fates.acked(1, Arm::UNKNOWN)), (Delivery::Awaited, Acked::Answered(sent(1))));
+        assert_eq!(
+            (fates.acked(0, Arm::UNKNOWN), delivered(&mut fates, 0)),
+            (Acked::Awaited, Delivery::Answered(sent(0)))
+        );
+        assert_eq!(
+            (delivered(&mut fates, 1), fates.acked(1, Arm::UNKNOWN)),
+            (Delivery::Awaited, Acked::Answered(sent(1)))
+        );
         assert_eq!(delivered(&mut fates, 3), Delivery::Answered(sent(3)), "QoS 0 is not acknowledged");
         assert_eq!((delivered(&mut fates, 0), fates.acked(0, Arm::UNKNOWN)), (Delivery::Again, Acked::Late));
         assert_eq!((fates.failed(2), fates.failed(2), fates.failed(0)), (Some(sent(2)), None, None));
@@ -299,7 +305,11 @@ mod tests {
             let rest: Vec<_> = fates.rest().map(|(k, _, acked)| (k, acked)).collect();
             let open = model.0.iter().filter(|(_, state)| Model::is_open(**state));
             assert_eq!(rest, open.map(|(k, state)| (*k, state & ACKED != 0)).collect::<Vec<_>>(), "seed {seed}");
-            assert_eq!((fates.open(), answered + failed + rest.len() as u32), (rest.len() as u64, count), "seed {seed}");
+            assert_eq!(
+                (fates.open(), answered + failed + rest.len() as u32),
+                (rest.len() as u64, count),
+                "seed {seed}"
+            );
             // Close what is open: a bit a message remains, and second deliveries are still known.
             rest.iter().for_each(|(k, _)| assert!(fates.failed(*k).is_some()));
             assert!(fates.chunks.iter().all(|chunk| matches!(chunk, Chunk::Closed(_))), "seed {seed}");

@@ -62,39 +62,62 @@ pub(super) struct Ack {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    PubAck,
-    PubRec,
-    PubRel,
-    PubComp,
+    /// PUBACK, the whole answer with QoS 1.
+    Acknowledged,
+    /// PUBREC.
+    Received,
+    /// PUBREL, the sender's answer to that.
+    Release,
+    /// PUBCOMP, the end with QoS 2.
+    Complete,
 }
 
 /// The first packet in `bytes` and its length; `None` when more must come. `most`: the largest packet to expect. Errors:
 /// it is none.
-pub(super) fn read(
-    version: MqttVersion,
-    bytes: &[u8],
-    most: usize,
-) -> Result<Option<(Packet<'_>, usize)>, Malformed> {
+pub(super) fn read(version: MqttVersion, bytes: &[u8], most: usize) -> Result<Option<(Packet<'_>, usize)>, Malformed> {
     let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
+    let kind = kind(version, first)?;
     let Some((length, width)) = varint(rest)? else { return Ok(None) };
     if length > most {
         return Err(Malformed);
     }
     let whole = 1 + width + length;
     let Some(body) = bytes.get(1 + width..whole) else { return Ok(None) };
-    let packet = match first >> 4 {
-        2 => Packet::ConnAck(welcome(version, &bytes[..whole])?),
-        3 => Packet::Publish(publish(version, first, body)?),
-        4 => Packet::Ack(ack(Step::PubAck, body)?),
-        5 => Packet::Ack(ack(Step::PubRec, body)?),
-        6 => Packet::Ack(ack(Step::PubRel, body)?),
-        7 => Packet::Ack(ack(Step::PubComp, body)?),
-        9 => Packet::SubAck { granted: is_granted(version, body)? },
-        13 => Packet::Pong,
-        14 if version == MqttVersion::V5 => Packet::Disconnect,
-        _ => return Err(Malformed),
+    let packet = match kind {
+        Kind::ConnAck => Packet::ConnAck(welcome(version, &bytes[..whole])?),
+        Kind::Publish => Packet::Publish(publish(version, first, body)?),
+        Kind::Ack(step) => Packet::Ack(ack(step, body)?),
+        Kind::SubAck => Packet::SubAck { granted: is_granted(version, body)? },
+        Kind::Pong => Packet::Pong,
+        Kind::Disconnect => Packet::Disconnect,
     };
     Ok(Some((packet, whole)))
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    ConnAck,
+    Publish,
+    Ack(Step),
+    SubAck,
+    Pong,
+    Disconnect,
+}
+
+/// What the first byte says: all of it but a PUBLISH's flags is fixed.
+fn kind(version: MqttVersion, first: u8) -> Result<Kind, Malformed> {
+    match first {
+        0x20 => Ok(Kind::ConnAck),
+        0x30..0x40 => Ok(Kind::Publish),
+        0x40 => Ok(Kind::Ack(Step::Acknowledged)),
+        0x50 => Ok(Kind::Ack(Step::Received)),
+        0x62 => Ok(Kind::Ack(Step::Release)),
+        0x70 => Ok(Kind::Ack(Step::Complete)),
+        0x90 => Ok(Kind::SubAck),
+        0xd0 => Ok(Kind::Pong),
+        0xe0 if version == MqttVersion::V5 => Ok(Kind::Disconnect),
+        _ => Err(Malformed),
+    }
 }
 
 /// A variable byte integer and its width; `None` when more must come.
@@ -251,7 +274,14 @@ pub(super) fn subscribe(version: MqttVersion, pkid: u16, topics: &[String], qos:
 }
 
 /// Writes a PUBLISH that is no message of the run. `pkid`: 0 with QoS 0.
-pub(super) fn notice(version: MqttVersion, topic: &str, payload: &[u8], (qos, pkid): (Qos, u16), retain: bool, out: &mut BytesMut) {
+pub(super) fn notice(
+    version: MqttVersion,
+    topic: &str,
+    payload: &[u8],
+    (qos, pkid): (Qos, u16),
+    retain: bool,
+    out: &mut BytesMut,
+) {
     let payload = Bytes::copy_from_slice(payload);
     let written = match version {
         MqttVersion::V311 => {
@@ -271,10 +301,10 @@ pub(super) fn notice(version: MqttVersion, topic: &str, payload: &[u8], (qos, pk
 /// Writes the next packet of a handshake, as a success.
 pub(super) fn answer(step: Step, pkid: u16, out: &mut BytesMut) {
     let first = match step {
-        Step::PubAck => 0x40,
-        Step::PubRec => 0x50,
-        Step::PubRel => 0x62,
-        Step::PubComp => 0x70,
+        Step::Acknowledged => 0x40,
+        Step::Received => 0x50,
+        Step::Release => 0x62,
+        Step::Complete => 0x70,
     };
     let [high, low] = pkid.to_be_bytes();
     out.put_slice(&[first, 2, high, low]);
@@ -319,7 +349,7 @@ mod tests {
                 let expected = Publish { qos, pkid, topic: b"a/b", payload: b"hello" };
                 assert_eq!(whole(version, &bytes), Packet::Publish(expected));
             }
-            for step in [Step::PubAck, Step::PubRec, Step::PubRel, Step::PubComp] {
+            for step in [Step::Acknowledged, Step::Received, Step::Release, Step::Complete] {
                 let mut bytes = BytesMut::new();
                 answer(step, 7, &mut bytes);
                 assert_eq!(whole(version, &bytes), Packet::Ack(Ack { step, pkid: 7, refused: false }));
@@ -384,7 +414,11 @@ mod tests {
         for version in BOTH {
             let mut bytes = BytesMut::new();
             let login = Some(("me", "secret"));
-            connect(version, &Connect { client_id: "user-7", clean: false, keep: true, keep_alive: 30, login }, &mut bytes);
+            connect(
+                version,
+                &Connect { client_id: "user-7", clean: false, keep: true, keep_alive: 30, login },
+                &mut bytes,
+            );
             disconnect(version, true, &mut bytes);
             if version == MqttVersion::V311 {
                 let Ok(v4::Packet::Connect(connect)) = v4::read(&mut bytes, 1000) else { panic!() };
