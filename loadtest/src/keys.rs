@@ -47,7 +47,7 @@ impl Keys {
         let mixed = mix(u64::from(number));
         match &self.cumulative {
             // The top 64 bits of the product: `mixed` scaled to 0..count.
-            None => (u128::from(mixed) * u128::from(self.count) >> 64) as u64,
+            None => ((u128::from(mixed) * u128::from(self.count)) >> 64) as u64,
             Some(cumulative) => {
                 let share = (mixed >> 11) as f64 / (1_u64 << 53) as f64;
                 (cumulative.partition_point(|upto| *upto <= share) as u64).min(self.count - 1)

@@ -236,7 +236,9 @@ mod tests {
         for owner in [Owner::Load { run: 0x1a2b_3c4d }, Owner::Origin { label: "go 2".to_owned() }] {
             assert_eq!(owner.to_string().parse(), Ok(owner));
         }
-        for faulty in ["", "id\tkey", "# loadtest-ledger 1", "# loadtest-ledger 1 load xyz", "# loadtest-ledger 2 load 1"] {
+        for faulty in
+            ["", "id\tkey", "# loadtest-ledger 1", "# loadtest-ledger 1 load xyz", "# loadtest-ledger 2 load 1"]
+        {
             assert!(faulty.parse::<Owner>().is_err(), "{faulty}");
         }
     }

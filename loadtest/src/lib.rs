@@ -1,9 +1,10 @@
-//! Origins to put behind a proxy, and traffic to put in front of one.
+//! Load with an account of every request, origins to put behind a proxy, and a bench of proxies side by side.
 //!
-//! Knows nothing of any particular proxy: everything here speaks plain HTTP, MQTT or TCP.
-//!
+//! - [`schedule`] says when requests are due, [`keys`] who sends them;
+//! - [`load`] sends them and records what became of each, in a [`report`] and, where wanted, in a [`ledger`];
 //! - [`origin`]: servers that say who they are, in every answer, and that can be made to misbehave while they run;
-//! - [`traffic`]: light, steady clients that count what came back and from whom.
+//! - [`ledger::verify`] joins what the load got with what the origins saw;
+//! - `bench` runs proxies as their users would, by configurations of their own. It is the only part that knows any by name.
 
 mod bench;
 pub mod cli;
@@ -13,5 +14,4 @@ pub mod load;
 pub mod origin;
 pub mod report;
 pub mod schedule;
-pub mod traffic;
 pub mod units;

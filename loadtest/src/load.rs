@@ -29,6 +29,11 @@ mod stream;
 mod tcp;
 mod websocket;
 
+use self::{
+    gather::Gatherer,
+    pace::{Due, Pacer},
+    record::{Answer, Arm, Labels, Placements, Recorder, Shard},
+};
 pub use self::{
     gather::Progress,
     http::{HttpLoad, HttpVersion, KeyPlace},
@@ -36,11 +41,6 @@ pub use self::{
     pace::Pace,
     stream::{Endpoint, Trust, tls},
     tcp::TcpLoad,
-};
-use self::{
-    gather::Gatherer,
-    pace::{Due, Pacer},
-    record::{Answer, Arm, Labels, Placements, Recorder, Shard},
 };
 use crate::{
     keys::Keys,
@@ -409,13 +409,7 @@ impl Share<'_> {
 }
 
 /// Takes requests and brings each to its end, until there are no more.
-async fn drive(
-    mut slot: impl Slot,
-    keys: Arc<Keys>,
-    timeout: Duration,
-    pacer: Rc<Pacer>,
-    recorder: Shared,
-) {
+async fn drive(mut slot: impl Slot, keys: Arc<Keys>, timeout: Duration, pacer: Rc<Pacer>, recorder: Shared) {
     while let Some(Due { number, at, awaited }) = pacer.next().await {
         let key = slot.key().unwrap_or_else(|| keys.of(number));
         let sent = Instant::now();
@@ -426,27 +420,37 @@ async fn drive(
         };
         let ended = time::timeout(timeout, slot.exchange(id, key, &recorder)).await;
 
-        let now = Instant::now();
-        let mut recorder = recorder.borrow_mut();
-        recorder.roll(now);
-        match ended.unwrap_or(Err(Failure::Timeout)) {
-            Ok(answer) => {
-                recorder.latency("latency", answer.arm, now - at);
-                recorder.answered(key, answer);
-                let outcome = if answer.failure { "error" } else { "ok" };
-                recorder.entry(number, key, outcome, answer.arm, now - sent);
-                for _ in 0..answer.surplus {
-                    recorder.entry(number, key, "again", answer.arm, now - sent);
-                }
+        let ended = ended.unwrap_or(Err(Failure::Timeout));
+        record(&mut recorder.borrow_mut(), number, key, (at, sent), &ended);
+        if !awaited && matches!(ended, Err(Failure::Refused | Failure::Unreachable)) {
+            time::sleep(REST).await;
+        }
+    }
+}
+
+/// What became of a request. `times`: when it was due, and when it left.
+fn record(
+    recorder: &mut Recorder,
+    number: u32,
+    key: u64,
+    (due, sent): (Instant, Instant),
+    ended: &Result<Answer, Failure>,
+) {
+    let now = Instant::now();
+    recorder.roll(now);
+    match ended {
+        Ok(answer) => {
+            recorder.latency("latency", answer.arm, now - due);
+            recorder.answered(key, *answer);
+            let outcome = if answer.failure { "error" } else { "ok" };
+            recorder.entry(number, key, outcome, answer.arm, now - sent);
+            for _ in 0..answer.surplus {
+                recorder.entry(number, key, "again", answer.arm, now - sent);
             }
-            Err(failure) => {
-                recorder.failed(failure);
-                recorder.entry(number, key, failure.kind(), Arm::UNKNOWN, now - sent);
-                drop(recorder);
-                if !awaited && matches!(failure, Failure::Refused | Failure::Unreachable) {
-                    time::sleep(REST).await;
-                }
-            }
+        }
+        Err(failure) => {
+            recorder.failed(*failure);
+            recorder.entry(number, key, failure.kind(), Arm::UNKNOWN, now - sent);
         }
     }
 }

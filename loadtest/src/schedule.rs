@@ -76,7 +76,9 @@ impl Schedule {
         let schedule = Self { stages };
         let requests = schedule.stages.iter().map(Stage::requests).sum::<f64>();
         match requests {
-            r if r > MAX_REQUESTS => Err(format!("{r:.0} requests are more than 4294967295; shorten it or lower the rate")),
+            r if r > MAX_REQUESTS => {
+                Err(format!("{r:.0} requests are more than 4294967295; shorten it or lower the rate"))
+            }
             r if r.ceil() < 1.0 => Err("not one request fits in; lengthen it or raise the rate".to_owned()),
             _ => Ok(schedule),
         }
@@ -166,9 +168,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_run_is_refused_with_its_cure() {
-        for text in
-            ["", "10s", "10:5", "10s:x", "10s:0", "10s:-5", "10s:NaN", "10s:inf", "0s:5", "10s:5,", "10s:5..", "1h:9e9", "1s:..5"]
-        {
+        for text in [
+            "", "10s", "10:5", "10s:x", "10s:0", "10s:-5", "10s:NaN", "10s:inf", "0s:5", "10s:5,", "10s:5..", "1h:9e9",
+            "1s:..5",
+        ] {
             let fault = text.parse::<Schedule>().expect_err(text);
             assert!(fault.contains("; ") && !fault.contains('\n'), "{text}: {fault}");
         }

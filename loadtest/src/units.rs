@@ -77,6 +77,9 @@ mod tests {
 
     #[test]
     fn latencies_for_people() {
-        assert_eq!([0.0, 950.0, 2810.0, 93_240.0, 1.5e6].map(micros), ["0 µs", "950 µs", "2.81 ms", "93.2 ms", "1.50 s"]);
+        assert_eq!(
+            [0.0, 950.0, 2810.0, 93_240.0, 1.5e6].map(micros),
+            ["0 µs", "950 µs", "2.81 ms", "93.2 ms", "1.50 s"]
+        );
     }
 }

@@ -59,9 +59,8 @@ impl PaceArgs {
     pub(super) fn pace(&self) -> anyhow::Result<Pace> {
         let schedule = match (&self.stages, self.rate) {
             (Some(stages), _) => stages.clone(),
-            (None, Some(rate)) => {
-                Schedule::steady(self.duration, rate).map_err(|problem| anyhow::anyhow!("--rate, --duration: {problem}"))?
-            }
+            (None, Some(rate)) => Schedule::steady(self.duration, rate)
+                .map_err(|problem| anyhow::anyhow!("--rate, --duration: {problem}"))?,
             (None, None) if self.duration.is_zero() => bail!("--duration: 0; give a time above 0"),
             (None, None) if self.max => return Ok(Pace::Max(self.duration)),
             (None, None) => bail!("no pace; give --rate 500, --stages 10s:500 or --max"),
@@ -230,7 +229,11 @@ pub(super) async fn run(load: Load, output: OutputArgs) -> anyhow::Result<ExitCo
             kinds.push(format!("{} lost", account.lost));
         }
         let target = &report.run.target;
-        bail!("--target {target}: not one of {} requests was answered ({}); check what listens there", account.sent, kinds.join(", "));
+        bail!(
+            "--target {target}: not one of {} requests was answered ({}); check what listens there",
+            account.sent,
+            kinds.join(", ")
+        );
     }
     Ok(if report.slos.iter().all(|slo| slo.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -243,8 +246,12 @@ async fn reach(load: &Load) -> anyhow::Result<()> {
         Ok(Ok(_)) => Ok(()),
         // Somebody is there; what becomes of requests is for the run to count.
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        Ok(Err(error)) => bail!("--target {target}: cannot connect to {address}: {error}; start it or check the address"),
-        Err(_) => bail!("--target {target}: {address} does not accept within {REACH:?}; check the address and the way there"),
+        Ok(Err(error)) => {
+            bail!("--target {target}: cannot connect to {address}: {error}; start it or check the address")
+        }
+        Err(_) => {
+            bail!("--target {target}: {address} does not accept within {REACH:?}; check the address and the way there")
+        }
     }
 }
 
@@ -288,7 +295,8 @@ const LINE_EVERY: u64 = 5;
 impl Shown {
     fn new(pace: &Pace, quiet: bool) -> Self {
         let bar = (!quiet && io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}").expect("the template is well formed");
+            let style =
+                ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}").expect("the template is well formed");
             ProgressBar::new(pace.duration().as_secs().max(1)).with_style(style)
         });
         Self { lines: !quiet && bar.is_none(), bar }

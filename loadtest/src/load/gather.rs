@@ -32,6 +32,8 @@ pub struct Progress {
     pub total: u64,
     /// Errors so far.
     pub total_errors: u64,
+    /// Answers so far, by arm.
+    pub arms: BTreeMap<String, u64>,
 }
 
 /// Collects [`Shard`]s.
@@ -124,9 +126,10 @@ impl Gatherer {
         let open = self.open.remove(&at).unwrap_or_default();
         let mut all = histogram();
         open.arms.values().for_each(|histogram| add(&mut all, histogram));
-        let arms = open.arms.iter().map(|(arm, histogram)| {
-            (self.labels.name(*arm).to_string(), Latencies::summary(histogram))
-        });
+        let arms = open
+            .arms
+            .iter()
+            .map(|(arm, histogram)| (self.labels.name(*arm).to_string(), Latencies::summary(histogram)));
         self.seconds.push(Second { at, sent: open.sent, errors: open.errors, arms: arms.collect() });
         Progress {
             seconds: at + 1,
@@ -134,6 +137,7 @@ impl Gatherer {
             errors: open.errors,
             p99: all.value_at_quantile(0.99),
             total: self.account.answered,
+            arms: self.arms.iter().map(|(arm, sum)| (self.labels.name(*arm).to_string(), sum.answered)).collect(),
             total_errors: self.account.failures() + self.account.error_status + self.account.lost,
         }
     }
@@ -147,10 +151,12 @@ impl Gatherer {
         // What is waited for in vain comes after the last answer, and is no part of the time that answers took.
         let seconds = elapsed.min(self.sending.max(self.last_answer)).as_secs_f64();
         let scheduled: f64 = self.run.stages.iter().map(|stage| stage.seconds).sum();
-        let asked = self.run.stages.iter().map(|stage| stage.seconds * f64::midpoint(stage.from, stage.to)).sum::<f64>();
+        let asked =
+            self.run.stages.iter().map(|stage| stage.seconds * f64::midpoint(stage.from, stage.to)).sum::<f64>();
         // Answers to the last requests come after the schedule's end, and are no sign of slowness; a run that was ended
         // early is measured by the time it had.
-        let measured = if complete && scheduled > 0.0 && left == 0 && seconds < scheduled + 1.0 { scheduled } else { seconds };
+        let measured =
+            if complete && scheduled > 0.0 && left == 0 && seconds < scheduled + 1.0 { scheduled } else { seconds };
         let end = End {
             complete,
             reason: (!complete).then(|| "it was interrupted".to_owned()),

@@ -76,7 +76,9 @@ impl FromStr for KeyPlace {
         };
         match text.split_once(':') {
             None if text == "client-ip" => Ok(Self::ClientIp),
-            Some(("header", name)) => token(name)?.parse().map(Self::Header).map_err(|error| format!("{error}; {CURE}")),
+            Some(("header", name)) => {
+                token(name)?.parse().map(Self::Header).map_err(|error| format!("{error}; {CURE}"))
+            }
             Some(("cookie", name)) => Ok(Self::Cookie(token(name)?)),
             Some(("query", name)) => Ok(Self::Query(token(name)?)),
             _ => Err(format!("{text:?} is no place for a key; {CURE}")),

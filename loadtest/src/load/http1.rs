@@ -122,7 +122,8 @@ impl Slot for Connection {
         }
         open.stream.flush().await.map_err(moving)?;
 
-        let mut reader = Reader { stream: &mut open.stream, buffer: &mut self.read, patience: Patience::new(self.http.read_rate) };
+        let mut reader =
+            Reader { stream: &mut open.stream, buffer: &mut self.read, patience: Patience::new(self.http.read_rate) };
         reader.buffer.clear();
         let head = reader.head(&self.http, id, recorder).await?;
         let leftover = reader.body(head.body).await?;
@@ -304,7 +305,11 @@ impl Chunks {
                     None => return Err(Failure::Malformed),
                 },
                 ChunkState::SizeEnd(size) if byte == b'\n' => {
-                    if size == 0 { ChunkState::Trailer(0) } else { ChunkState::Data(size) }
+                    if size == 0 {
+                        ChunkState::Trailer(0)
+                    } else {
+                        ChunkState::Data(size)
+                    }
                 }
                 ChunkState::SizeEnd(size) => ChunkState::SizeEnd(size),
                 ChunkState::Data(left) => {

@@ -189,8 +189,7 @@ mod tests {
         let start = Instant::now();
         let mut numbers = Vec::new();
         for nth in 0..3 {
-            let pacer =
-                Pacer::new(Pace::Open(Arc::clone(&schedule)), start, nth, 3, CancellationToken::new()).unwrap();
+            let pacer = Pacer::new(Pace::Open(Arc::clone(&schedule)), start, nth, 3, CancellationToken::new()).unwrap();
             let slots = async {
                 while let Some(due) = pacer.next().await {
                     assert!(due.at <= Instant::now());

@@ -191,7 +191,17 @@ impl Recorder {
         placements: Arc<Placements>,
         page: Option<Page>,
     ) -> Self {
-        Self { start: None, now: Duration::ZERO, shard: Shard::new(worker, 0), shards, labels, known: Vec::new(), placements, page, run }
+        Self {
+            start: None,
+            now: Duration::ZERO,
+            shard: Shard::new(worker, 0),
+            shards,
+            labels,
+            known: Vec::new(),
+            placements,
+            page,
+            run,
+        }
     }
 
     /// The first second begins.
@@ -266,11 +276,6 @@ impl Recorder {
             let sent = done.saturating_sub(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
             page.load(id, &KeyName(key).to_string(), outcome, &self.labels.name(arm), sent, done);
         }
-    }
-
-    /// Whether a ledger is kept.
-    pub(crate) fn keeps_ledger(&self) -> bool {
-        self.page.is_some()
     }
 
     /// Hands over what belongs to seconds before that of `now`.

@@ -7,7 +7,7 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest},
 };
 
-use super::{Endpoint, Failure, Load, Shared, Slot, http::HttpLoad, record::Arm, record::Answer, stream::Stream, tcp};
+use super::{Endpoint, Failure, Load, Shared, Slot, http::HttpLoad, record::Answer, record::Arm, stream::Stream, tcp};
 use crate::ledger::Id;
 
 /// A WebSocket that carries one message after the other.
@@ -87,7 +87,9 @@ impl Slot for Socket {
         open.socket.send(Message::text(text.as_str())).await.map_err(failed)?;
         let label = loop {
             match open.socket.next().await {
-                Some(Ok(Message::Text(echo))) => break tcp::label(echo.as_bytes(), text.as_bytes())?.map(<[u8]>::to_vec),
+                Some(Ok(Message::Text(echo))) => {
+                    break tcp::label(echo.as_bytes(), text.as_bytes())?.map(<[u8]>::to_vec);
+                }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Binary(_))) => return Err(Failure::Malformed),
                 Some(Ok(Message::Close(_))) | None => return Err(Failure::Closed),

@@ -129,9 +129,11 @@ async fn websocket_messages_and_tcp_lines_are_echoed() {
 #[tokio::test]
 async fn keys_travel_where_they_are_told_to() {
     let origin = HttpOrigin::start("go", any_port()).await.unwrap();
-    let places = ["header:x-session-id", "cookie:session", "query:run_id"].map(|place| place.parse::<KeyPlace>().unwrap());
+    let places =
+        ["header:x-session-id", "cookie:session", "query:run_id"].map(|place| place.parse::<KeyPlace>().unwrap());
     for key in places {
-        let http = HttpLoad { key: key.clone(), path: "/headers".to_owned(), ..http(HttpVersion::Http1, origin.address()) };
+        let http =
+            HttpLoad { key: key.clone(), path: "/headers".to_owned(), ..http(HttpVersion::Http1, origin.address()) };
         run(&load(Protocol::Http(http), origin.address(), "100ms:100")).await;
         let recent = origin.seen().recent();
         let last = recent.last().unwrap();

@@ -110,8 +110,11 @@ async fn a_target_that_resets_everything_is_said_and_counted() {
     });
     let dir = TempDir::new().unwrap();
     let (report, ledger) = (dir.path().join("report.json"), dir.path().join("ledger"));
-    let args =
-        format!("http --target http://{address}/ --rate 50 --duration 1s --json {} --ledger {}", report.display(), ledger.display());
+    let args = format!(
+        "http --target http://{address}/ --rate 50 --duration 1s --json {} --ledger {}",
+        report.display(),
+        ledger.display()
+    );
     let output = output(&args).await;
     let said = said(&output);
     assert_eq!(output.status.code(), Some(2), "{said}");
@@ -185,7 +188,11 @@ async fn ctrl_c_ends_a_run_early_with_a_whole_report() {
 async fn a_ledger_that_cannot_be_written_is_said() {
     let origin = HttpOrigin::start("go", any_port()).await.unwrap();
     let target = format!("http --target http://{}/ --rate 50 --duration 100ms", origin.address());
-    for (flag, expected) in [("--ledger /no/such/folder/x", "cannot write"), ("--json /no/such/folder/x", "cannot"), ("--html /no/such/folder/x", "cannot write")] {
+    for (flag, expected) in [
+        ("--ledger /no/such/folder/x", "cannot write"),
+        ("--json /no/such/folder/x", "cannot"),
+        ("--html /no/such/folder/x", "cannot write"),
+    ] {
         let output = output(&format!("{target} {flag}")).await;
         let said = said(&output);
         assert_eq!(output.status.code(), Some(2), "{flag}: {said}");
@@ -210,11 +217,13 @@ async fn servers_that_talk_nonsense_break_nothing() {
         }
     });
     for args in ["", "--http2", "--grpc", "--websocket"] {
-        let output = output(&format!("http --target http://{address}/ --rate 100 --duration 300ms --timeout 2s {args}")).await;
+        let output =
+            output(&format!("http --target http://{address}/ --rate 100 --duration 300ms --timeout 2s {args}")).await;
         let said = said(&output);
         assert_eq!(output.status.code(), Some(2), "{args}: {said}");
         assert!(said.contains("not one of 30 requests") && !said.contains("panicked"), "{args}: {said}");
     }
-    let output = output(&format!("http --target https://{address}/ --insecure --rate 100 --duration 300ms --timeout 2s")).await;
+    let output =
+        output(&format!("http --target https://{address}/ --insecure --rate 100 --duration 300ms --timeout 2s")).await;
     assert!(said(&output).contains("tls"), "{}", said(&output));
 }

@@ -16,7 +16,6 @@ mod origin_ledger;
 mod relay;
 mod report;
 mod tcp;
-mod traffic;
 mod verify;
 mod websocket;
 

@@ -1,20 +1,24 @@
 //! `crossfade demo`: everything in one process, to see and to try.
 
 use std::{
+    collections::BTreeMap,
     env,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    num::NonZeroU64,
+    num::NonZeroU16,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use clap::Args;
 use config::Config;
-use http::Uri;
+use http::{HeaderMap, HeaderName, Method};
 use loadtest::{
+    keys::Keys,
+    load::{Endpoint, HttpLoad, HttpVersion, KeyPlace, Load, MqttLoad, MqttVersion, Pace, Progress, Protocol, Qos},
     origin::{HttpOrigin, MqttBroker, control::Control},
-    traffic::{HttpCounts, HttpTraffic, MqttCounts, MqttTraffic},
+    schedule::{Rate, Schedule},
 };
 use tokio::{runtime, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -24,9 +28,14 @@ use crate::server::{Server, stop_on_signals};
 
 /// Requests per second, users and MQTT devices: enough for a verdict within seconds, too little to hear the fan.
 const RATE: f64 = 50.0;
-const USERS: NonZeroU64 = NonZeroU64::new(500).expect("not zero");
+const USERS: u64 = 500;
 const DEVICES: usize = 20;
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Devices come back so often that a change of the split reaches them while somebody watches.
+const RECONNECT_EVERY: Duration = Duration::from_secs(20);
+/// Seconds between two lines about the traffic.
+const REPORT_EVERY: u64 = 10;
+/// How long one run of the load lasts before the next begins: a run keeps a row for each of its seconds.
+const RUN: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Args)]
 pub(super) struct Demo {
@@ -67,12 +76,9 @@ impl Demo {
         let go_control = systems.go_control.address();
         server.run(stop, || {
             explain(http, mqtt, admin, go_control);
-            let (web, devices) = (Arc::new(HttpCounts::default()), Arc::new(MqttCounts::default()));
-            let target = Uri::try_from(format!("http://{http}/")).expect("an address makes a URI");
             let running = outside.handle();
-            traffic.spawn_on(HttpTraffic::new(target, RATE, USERS).run(Arc::clone(&web), until.clone()), running);
-            traffic.spawn_on(MqttTraffic::new(mqtt, DEVICES).run(Arc::clone(&devices), until.clone()), running);
-            traffic.spawn_on(report(web, devices, until), running);
+            traffic.spawn_on(keep_up(web_load(http), "web", until.clone()), running);
+            traffic.spawn_on(keep_up(device_load(mqtt), "devices", until), running);
         })?;
         traffic.close();
         outside.block_on(async { time::timeout(Duration::from_secs(5), traffic.wait()).await }).unwrap_or_default();
@@ -173,24 +179,87 @@ Ctrl-C ends everything.
     );
 }
 
-#[expect(clippy::print_stdout, reason = "what the demo has to say goes to standard output")]
-async fn report(web: Arc<HttpCounts>, devices: Arc<MqttCounts>, until: CancellationToken) {
-    let mut before = web.tally();
-    let started = time::Instant::now();
-    while until.run_until_cancelled(time::sleep(REPORT_EVERY)).await.is_some() {
-        let now = web.tally();
-        let since = |label: &str| now.answered_by(label) - before.answered_by(label);
-        let bad: u64 = now.answers.iter().filter(|((_, status), _)| *status >= 500).map(|(_, count)| count).sum();
-        println!(
-            "{:>5} s  python {:>4}  go {:>4} answers in the last {} s; failed so far {}; devices connected {} times, {} messages acknowledged",
-            started.elapsed().as_secs(),
-            since("python"),
-            since("go"),
-            REPORT_EVERY.as_secs(),
-            now.errors + bad,
-            devices.connected(),
-            devices.acknowledged(),
-        );
-        before = now;
+fn web_load(target: SocketAddr) -> Load {
+    let http = HttpLoad {
+        version: HttpVersion::Http1,
+        method: Method::GET,
+        scheme: "http",
+        authority: target.to_string(),
+        path: "/".to_owned(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        key: KeyPlace::Header(HeaderName::from_static("x-session-id")),
+        requests_per_connection: None,
+        streams: 1,
+        read_rate: None,
+        label: Some(HeaderName::from_static("x-origin")),
+    };
+    load(Protocol::Http(http), target, RATE, 8, USERS)
+}
+
+fn device_load(target: SocketAddr) -> Load {
+    let mqtt = MqttLoad {
+        version: MqttVersion::V311,
+        qos: Qos::AtLeastOnce,
+        publishers: DEVICES,
+        subscribers: 0,
+        size: 64,
+        persistent: false,
+        inflight: NonZeroU16::MIN,
+        connect_rate: None,
+        keep_alive: 10,
+        login: None,
+        topic_prefix: "devices".to_owned(),
+        reconnect_every: Some(RECONNECT_EVERY),
+        brokers: Vec::new(),
+    };
+    load(Protocol::Mqtt(Arc::new(mqtt)), target, DEVICES as f64, DEVICES, DEVICES as u64)
+}
+
+fn load(protocol: Protocol, target: SocketAddr, rate: f64, connections: usize, keys: u64) -> Load {
+    let schedule = Schedule::steady(RUN, Rate { from: rate, to: rate }).expect("it lasts and holds requests");
+    Load {
+        protocol,
+        endpoint: Endpoint { addresses: vec![target], tls: None, source_by_key: false },
+        target: target.to_string(),
+        pace: Pace::Open(Arc::new(schedule)),
+        connections,
+        workers: 1,
+        keys: Arc::new(Keys::uniform(keys).expect("there are some, and not too many")),
+        timeout: Duration::from_secs(5),
+        ledger: None,
     }
+}
+
+/// Runs a load again and again, and says how it goes.
+async fn keep_up(load: Load, what: &'static str, until: CancellationToken) {
+    while !until.is_cancelled() {
+        let mut before = BTreeMap::new();
+        let ran = load.run(until.clone(), |progress| say(what, progress, &mut before)).await;
+        if let Err(error) = ran {
+            tracing::error!(%error, what, "The demo's traffic does not flow");
+            until.run_until_cancelled(time::sleep(Duration::from_secs(5))).await;
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the demo has to say goes to standard output")]
+fn say(what: &str, progress: &Progress, before: &mut BTreeMap<String, u64>) {
+    if !progress.seconds.is_multiple_of(REPORT_EVERY) {
+        return;
+    }
+    let answers: Vec<_> = progress
+        .arms
+        .iter()
+        .map(|(arm, count)| {
+            format!("{} {:>4}", if arm == "-" { "acknowledged" } else { arm }, count - before.get(arm).unwrap_or(&0))
+        })
+        .collect();
+    println!(
+        "{:>5} s  {what:<8} {} in the last {REPORT_EVERY} s; failed so far {}",
+        progress.seconds,
+        answers.join("  "),
+        progress.total_errors
+    );
+    before.clone_from(&progress.arms);
 }

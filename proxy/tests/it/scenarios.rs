@@ -5,7 +5,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    num::NonZeroU64,
+    num::{NonZeroU16, NonZeroU64},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,7 +19,10 @@ use loadtest::{
         Ledger, Owner, unix_micros,
         verify::{self, Decided, Inputs},
     },
-    load::{Endpoint, HttpLoad, HttpVersion, KeyPlace, Load, Pace, Protocol, TcpLoad, Trust},
+    load::{
+        Broker, Endpoint, HttpLoad, HttpVersion, KeyPlace, Load, MqttLoad, MqttVersion, Pace, Protocol, Qos, TcpLoad,
+        Trust,
+    },
     origin::TcpOrigin,
     report::Report,
 };
@@ -31,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     authority::Authority,
     harness::Crossfade,
+    mosquitto::Mosquitto,
     routes::Route,
     site::{Site, any_port, arm_of},
 };
@@ -59,8 +63,8 @@ impl Origins {
             ledgers.push(Ledger::create(&dir.path().join(format!("{kind}-{label}")), &owner).unwrap());
             ledgers.len() - 1
         };
-        let [a, b, c, d] =
-            [("http", "python"), ("http", "go"), ("tcp", "python"), ("tcp", "go")].map(|(kind, label)| ledger(kind, label));
+        let [a, b, c, d] = [("http", "python"), ("http", "go"), ("tcp", "python"), ("tcp", "go")]
+            .map(|(kind, label)| ledger(kind, label));
         http.blue.record(&ledgers[a]);
         http.green.record(&ledgers[b]);
         tcp[0].record(&ledgers[c]);
@@ -145,7 +149,8 @@ impl Part {
 fn everything(http_at: SocketAddr, tcp_at: SocketAddr, seconds: u64) -> Vec<Part> {
     let host = http_at.to_string();
     let stages = |rate: u64| format!("{seconds}s:{rate}");
-    let per_connection = |requests, version| HttpLoad { requests_per_connection: NonZeroU64::new(requests), ..http(version, &host) };
+    let per_connection =
+        |requests, version| HttpLoad { requests_per_connection: NonZeroU64::new(requests), ..http(version, &host) };
     let web = |version| Protocol::Http(http(version, &host));
     let websocket = HttpLoad { path: "/ws".to_owned(), ..per_connection(20, HttpVersion::Http1) };
     let line = |requests| Protocol::Tcp(TcpLoad { size: 64, requests_per_connection: NonZeroU64::new(requests) });
@@ -166,9 +171,44 @@ fn everything(http_at: SocketAddr, tcp_at: SocketAddr, seconds: u64) -> Vec<Part
             Decided::Connection,
             many(load(Protocol::WebSocket(websocket), http_at, &stages(200), 8)),
         ),
-        Part::new("tcp-kept", "tcp", Decided::Connection, many(by_source(load(line(1_000_000), tcp_at, &stages(150), 8)))),
+        Part::new(
+            "tcp-kept",
+            "tcp",
+            Decided::Connection,
+            many(by_source(load(line(1_000_000), tcp_at, &stages(150), 8))),
+        ),
         Part::new("tcp-new", "tcp", Decided::Connection, many(by_source(load(line(2), tcp_at, &stages(100), 8)))),
     ]
+}
+
+/// 200 messages a second from 40 devices that come back every two seconds, QoS 1, each to its own topic. What the brokers
+/// took is witnessed past the proxy.
+fn devices(at: SocketAddr, brokers: [SocketAddr; 2], seconds: u64) -> Part {
+    const DEVICES: usize = 40;
+    let endpoint = |address| Endpoint { addresses: vec![address], tls: None, source_by_key: false };
+    let brokers = ["python", "go"].into_iter().zip(brokers).map(|(label, address)| Broker {
+        label: label.to_owned(),
+        address: address.to_string(),
+        endpoint: endpoint(address),
+    });
+    let mqtt = MqttLoad {
+        version: MqttVersion::V311,
+        qos: Qos::AtLeastOnce,
+        publishers: DEVICES,
+        subscribers: 0,
+        size: 64,
+        persistent: false,
+        inflight: NonZeroU16::new(10).unwrap(),
+        connect_rate: None,
+        keep_alive: 30,
+        login: None,
+        topic_prefix: "devices".to_owned(),
+        reconnect_every: Some(Duration::from_secs(2)),
+        brokers: brokers.collect(),
+    };
+    let load = load(Protocol::Mqtt(Arc::new(mqtt)), at, &format!("{seconds}s:200"), DEVICES);
+    let keys = Arc::new(Keys::uniform(DEVICES as u64).unwrap());
+    Part::new("mqtt", "mqtt", Decided::Connection, Load { keys, ..load })
 }
 
 /// Runs all parts at once, each into a ledger of its own.
@@ -190,7 +230,11 @@ fn check(parts: &[Part], reports: &[Report], dir: &Path, changes: impl Fn(&str) 
         let (name, account) = (part.name, &report.account);
         assert!(account.sent > 0 && account.answered == account.sent, "{name}: {account:?}");
         assert_eq!((account.error_status, account.answered_twice), (0, 0), "{name}: {account:?}");
-        let origins = ["python", "go"].map(|label| dir.join(format!("{}-{label}", part.kind)));
+        let origins = ["python", "go"].map(|label| match part.kind {
+            // Witnesses write beside the load's.
+            "mqtt" => dir.join(format!("{name}.{label}")),
+            kind => dir.join(format!("{kind}-{label}")),
+        });
         let verdict = verify::verify(&Inputs {
             ledgers: [dir.join(name)].into_iter().chain(origins).collect(),
             changes: Some(changes(part.kind)),
@@ -220,9 +264,10 @@ fn check_arms(ledger: &Path, route: &str, changes: &[Change]) {
         let [_, key, "ok", label, sent, done] = fields[..] else { panic!("{line}") };
         let (sent, done): (u64, u64) = (sent.parse().unwrap(), done.parse().unwrap());
         // A split may be in force from when it was asked for until its successor is acknowledged.
-        let in_force = changes.iter().enumerate().filter(|(nth, change)| {
-            change.from <= done && changes.get(nth + 1).is_none_or(|next| next.until >= sent)
-        });
+        let in_force = changes
+            .iter()
+            .enumerate()
+            .filter(|(nth, change)| change.from <= done && changes.get(nth + 1).is_none_or(|next| next.until >= sent));
         let mut arms = in_force.map(|(_, change)| match arm_of(route, key.as_bytes(), change.green) {
             config::Arm::Blue => "python",
             config::Arm::Green => "go",
@@ -239,20 +284,23 @@ fn write_changes(path: &Path, changes: &[Change]) {
 }
 
 /// A thousand changes of the split, under 2 000 requests a second over kept and new HTTP/1.1 connections, HTTP/2,
-/// WebSocket and TCP.
+/// WebSocket, TCP and MQTT.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_thousand_split_changes_lose_nothing() {
     const CHANGES: u64 = 1000;
     const SECONDS: u64 = 25;
     let origins = Origins::start().await;
-    let (web, bus) = (origins.http.route(), origins.tcp_route());
-    let crossfade = Crossfade::start(&format!("{web}\n{bus}")).await;
-    let parts = everything(web.listen, bus.listen, SECONDS);
+    let brokers = [Mosquitto::start().await, Mosquitto::start().await];
+    let [blue, green] = [&brokers[0], &brokers[1]].map(|broker| broker.address);
+    let (web, bus, broker) = (origins.http.route(), origins.tcp_route(), Route::mqtt(blue, green));
+    let crossfade = Crossfade::start(&format!("{web}\n{bus}\n{broker}")).await;
+    let mut parts = everything(web.listen, bus.listen, SECONDS);
+    parts.push(devices(broker.listen, [blue, green], SECONDS));
 
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut changes = [("shop", Vec::new()), ("bus", Vec::new())];
+    let mut changes = [("shop", Vec::new()), ("bus", Vec::new()), ("broker", Vec::new())];
     for (_, changes) in &mut changes {
         let before = unix_micros();
         changes.push(Change { from: before, until: before, green: 0.0 });
@@ -261,7 +309,7 @@ async fn a_thousand_split_changes_lose_nothing() {
         let mut tick = time::interval(Duration::from_secs(SECONDS) / CHANGES as u32);
         for _ in 0..CHANGES {
             tick.tick().await;
-            let (route, changes) = &mut changes[random.usize(..2)];
+            let (route, changes) = &mut changes[random.usize(..3)];
             let green = f64::from(random.u32(0..=10_000)) / 100.0;
             let from = unix_micros();
             crossfade.admin.split(route, green).await;
@@ -276,7 +324,13 @@ async fn a_thousand_split_changes_lose_nothing() {
     for (route, changes) in &changes {
         write_changes(&dir.path().join(format!("changes-{route}")), changes);
     }
-    check(&parts, &reports, dir.path(), |kind| dir.path().join(if kind == "http" { "changes-shop" } else { "changes-bus" }));
+    check(&parts, &reports, dir.path(), |kind| {
+        dir.path().join(match kind {
+            "http" => "changes-shop",
+            "tcp" => "changes-bus",
+            _ => "changes-broker",
+        })
+    });
     for part in parts.iter().filter(|part| part.decided == Decided::Request) {
         check_arms(&dir.path().join(part.name), "shop", &changes[0].1);
     }
@@ -308,7 +362,8 @@ async fn reloads_of_configuration_and_certificates_lose_nothing() {
     let over_tls = |name, version, alpn, requests, rate: u32, connections| {
         let config = loadtest::load::tls(&trust, &[alpn]).unwrap();
         let host = format!("localhost:{}", secure.listen.port());
-        let web = HttpLoad { scheme: "https", requests_per_connection: NonZeroU64::new(requests), ..http(version, &host) };
+        let web =
+            HttpLoad { scheme: "https", requests_per_connection: NonZeroU64::new(requests), ..http(version, &host) };
         let load = load(Protocol::Http(web), secure.listen, &format!("{SECONDS}s:{rate}"), connections);
         let tls = Some((config, ServerName::try_from("localhost").unwrap()));
         Part::new(name, "http", Decided::Request, Load { endpoint: Endpoint { tls, ..load.endpoint.clone() }, ..load })
@@ -323,7 +378,8 @@ async fn reloads_of_configuration_and_certificates_lose_nothing() {
             tick.tick().await;
             // Another limit, another route on the same socket, and another certificate, each time.
             let limit = format!("[route.guard]\nmax_error_rate = {}", 0.05 + f64::from(nth) / 1000.0);
-            let more = origins.http.route().named("more").beside(&web).with(format!("match = {{ path = \"/more{nth}\" }}"));
+            let more =
+                origins.http.route().named("more").beside(&web).with(format!("match = {{ path = \"/more{nth}\" }}"));
             authority.issue("localhost").write(certificates.path(), "shop");
             crossfade.rewrite("", &format!("{}\n{more}\n{secure}\n{bus}", web.clone().table(limit)));
             crossfade.signal("HUP");

@@ -89,7 +89,9 @@ impl Http {
         let mut headers = HeaderMap::new();
         for (name, value) in self.header {
             if [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION].contains(&name) {
-                bail!("--header {name}: is about framing, which follows from --target, --body and the rest; leave it out");
+                bail!(
+                    "--header {name}: is about framing, which follows from --target, --body and the rest; leave it out"
+                );
             }
             headers.append(name, value);
         }
