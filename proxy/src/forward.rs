@@ -23,6 +23,8 @@ pub(crate) struct Patience {
     pub(crate) idle: Duration,
     /// A peer that takes no bytes.
     pub(crate) write: Duration,
+    /// What the client has still to say once the upstream has said all.
+    pub(crate) after_upstream: Duration,
 }
 
 /// How a relay ended, and how much it moved.
@@ -74,6 +76,7 @@ where
 {
     let (mut up, mut down) = (Direction::new(), Direction::new());
     let mut last_progress = Instant::now();
+    let mut upstream_done = None;
     let mut alarm = pin!(time::sleep(patience.idle.min(patience.write)));
     let ended = poll_fn(|cx| {
         let moved_before = up.moved + down.moved;
@@ -92,12 +95,20 @@ where
         if up_done && down_done {
             return Poll::Ready(Ended::Done);
         }
+        if down_done && upstream_done.is_none() && patience.after_upstream < patience.idle {
+            let over = Instant::now() + patience.after_upstream;
+            upstream_done = Some(over);
+            alarm.as_mut().reset(over);
+        }
         if up.moved + down.moved != moved_before {
             last_progress = Instant::now();
         }
         // The alarm is coarse: it rings at most once in the shorter patience, and only then is the clock compared. A
         // peer that blocks is so found within twice its patience, without a timer for each read and write.
         while alarm.as_mut().poll(cx).is_ready() {
+            if upstream_done.is_some_and(|over| Instant::now() >= over) {
+                return Poll::Ready(Ended::Done);
+            }
             let silent = last_progress.elapsed();
             let blocked = up.is_blocked() || down.is_blocked();
             if blocked && silent >= patience.write {
@@ -107,7 +118,8 @@ where
                 return Poll::Ready(Ended::Idle);
             }
             let next = last_progress + if blocked { patience.write } else { patience.idle };
-            alarm.as_mut().reset(next.min(Instant::now() + patience.write));
+            let next = next.min(Instant::now() + patience.write);
+            alarm.as_mut().reset(upstream_done.map_or(next, |over| next.min(over)));
         }
         Poll::Pending
     })
@@ -210,7 +222,11 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Patience = Patience { idle: Duration::from_secs(60), write: Duration::from_secs(10) };
+    const PATIENCE: Patience = Patience {
+        idle: Duration::from_secs(60),
+        write: Duration::from_secs(10),
+        after_upstream: Duration::from_secs(60),
+    };
 
     #[tokio::test(start_paused = true)]
     async fn bytes_go_both_ways_and_each_end_is_passed_on_alone() {

@@ -1,6 +1,7 @@
 //! HTTP routes. Pingora parses, pools and forwards; this module owns the connections, so that a request's whole header
 //! has one deadline, its framing is checked before anybody acts on it, and HTTP/2 comes with its limits.
 
+mod h1;
 mod respond;
 mod service;
 mod stream;
@@ -34,16 +35,18 @@ use crate::{
     connection::{Accepted, Worker},
     drain::{Drain, LAME_DUCK},
     plane::Plane,
-    wire::http1::{BodyLength, Head, rejection_response},
+    wire::http1::{BodyLength, Head},
 };
+use h1::{Client, Http1, Served};
 use service::Service;
-use stream::{Next, RequestStream};
+use stream::RequestStream;
 
 /// A connection over which this many malformed HTTP/2 requests came is closed.
 const MAX_MALFORMED_STREAMS: usize = 32;
 /// One worker's HTTP engine with its own pool of upstream connections.
 pub(crate) struct Engine {
     proxy: Arc<HttpProxy<Service>>,
+    http1: Http1,
     drain: Drain,
 }
 
@@ -56,10 +59,11 @@ impl Engine {
             upstream_keepalive_pool_size: 1024,
             ..ServerConf::default()
         };
+        let http1 = Http1::new(Arc::clone(&plane), drain.clone(), access_log);
         let service = Service::new(plane, drain.clone(), access_log);
         let mut proxy = HttpProxy::new(service, Arc::new(conf));
         proxy.handle_init_modules();
-        Arc::new(Self { proxy: Arc::new(proxy), drain })
+        Arc::new(Self { proxy: Arc::new(proxy), http1, drain })
     }
 
     /// Serves a connection to its end, in whichever HTTP the client speaks.
@@ -75,42 +79,32 @@ impl Engine {
             tunnel: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
         });
-        let is_h2 = transport.alpn() == Some(b"h2");
-        let mut stream = RequestStream::new(transport, Arc::clone(&connection));
-        if is_h2 {
+        if transport.alpn() == Some(b"h2") {
+            let stream = RequestStream::new(transport, Arc::clone(&connection));
             return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
         }
-        let mut patience = timeouts.request_header;
-        // RFC 9113 section 3.3: the preface is the first thing a client says, and over TLS ALPN has decided already.
-        let mut may_be_h2 = !connection.tls;
+        let mut client = Client::new(transport, client);
+        let mut first = true;
         loop {
-            let next = stream.next_head(patience, timeouts.request_header, &mut self.drain.clone()).await;
-            let head = match next {
-                Next::Head(head) => head,
-                Next::Http2 if may_be_h2 => {
+            match self.http1.serve(client, listener, first, timeouts).await {
+                Served::Done => return,
+                Served::Http2(transport, read) => {
+                    let stream = RequestStream::resume(transport, read, None, Arc::clone(&connection));
                     return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
                 }
-                Next::Http2 => {
-                    worker.plane.rejections.count("misplaced_h2_preface");
-                    return stream.close_with(&respond::misplaced_preface()).await;
+                Served::Foreign(transport, read, head) => {
+                    let stream = RequestStream::resume(transport, read, Some(&head), Arc::clone(&connection));
+                    match self.serve_request(stream, &head, &connection, timeouts.response_header).await {
+                        // Also while draining: a client that was not told so in its answer may have sent the next one.
+                        Some(again) if head.keep_alive => {
+                            let (transport, read) = again.into_parts();
+                            client = Client::resume(transport, &read, connection.client);
+                        }
+                        _ => return,
+                    }
                 }
-                Next::Rejected(rejection) => {
-                    worker.plane.rejections.count(rejection.reason);
-                    return stream.close_with(&rejection_response(&rejection)).await;
-                }
-                Next::Overdue => {
-                    worker.plane.rejections.count("request_header_timeout");
-                    return stream.close_with(&respond::request_timeout()).await;
-                }
-                Next::Closed => return stream.close_with(&[]).await,
-            };
-            match self.serve_request(stream, &head, &connection, timeouts.response_header).await {
-                // Also while draining: a client that was not told so in its answer may have sent the next request.
-                Some(again) if head.keep_alive => stream = again,
-                _ => return,
             }
-            patience = timeouts.keepalive;
-            may_be_h2 = false;
+            first = false;
         }
     }
 

@@ -3,12 +3,24 @@
 use std::{borrow::Cow, net::IpAddr};
 
 use config::KeySource;
-use http::{HeaderMap, header::COOKIE};
+use http::{HeaderMap, HeaderValue};
+
+/// The header of a request, however it is held.
+pub trait Fields {
+    /// The values of a field, in order. `name`: in lower case.
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]>;
+}
+
+impl Fields for HeaderMap {
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+}
 
 /// What an HTTP request offers to take a key from.
 #[derive(Clone, Copy, Debug)]
-pub struct HttpCaller<'a> {
-    pub headers: &'a HeaderMap,
+pub struct HttpCaller<'a, F> {
+    pub fields: &'a F,
     /// As sent, without the query.
     pub path: &'a str,
     /// As sent, without the question mark.
@@ -17,14 +29,14 @@ pub struct HttpCaller<'a> {
 }
 
 /// The first of `sources` that is present and not empty.
-pub fn of_http<'a>(sources: &[KeySource], caller: &HttpCaller<'a>) -> Option<Cow<'a, [u8]>> {
+pub fn of_http<'a, F: Fields>(sources: &[KeySource], caller: &HttpCaller<'a, F>) -> Option<Cow<'a, [u8]>> {
     sources.iter().find_map(|source| from_http(source, caller)).filter(|key| !key.is_empty())
 }
 
-fn from_http<'a>(source: &KeySource, caller: &HttpCaller<'a>) -> Option<Cow<'a, [u8]>> {
+fn from_http<'a, F: Fields>(source: &KeySource, caller: &HttpCaller<'a, F>) -> Option<Cow<'a, [u8]>> {
     let found = match source {
-        KeySource::Header(name) => Cow::Borrowed(caller.headers.get(name)?.as_bytes()),
-        KeySource::Cookie(name) => Cow::Borrowed(cookie(caller.headers, name)?),
+        KeySource::Header(name) => Cow::Borrowed(caller.fields.values(name).next()?),
+        KeySource::Cookie(name) => Cow::Borrowed(cookie(caller.fields, name)?),
         KeySource::Query(name) => query(caller.query?, name)?,
         KeySource::PathSegment(nth) => {
             Cow::Borrowed(caller.path.split('/').filter(|segment| !segment.is_empty()).nth(nth - 1)?.as_bytes())
@@ -45,9 +57,9 @@ pub fn of_address(client: IpAddr) -> Vec<u8> {
 }
 
 /// RFC 6265 section 5.4: `name=value` pairs divided by semicolons. Names are case-sensitive.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    headers.get_all(COOKIE).iter().find_map(|line| {
-        line.as_bytes().split(|byte| *byte == b';').find_map(|pair| {
+fn cookie<'a>(fields: &'a impl Fields, name: &str) -> Option<&'a [u8]> {
+    fields.values("cookie").find_map(|line| {
+        line.split(|byte| *byte == b';').find_map(|pair| {
             let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
             (!value.is_empty()).then_some(value)
         })
@@ -101,7 +113,7 @@ mod tests {
             map.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        let caller = HttpCaller { headers: &map, path, query, client: IpAddr::from([192, 0, 2, 7]) };
+        let caller = HttpCaller { fields: &map, path, query, client: IpAddr::from([192, 0, 2, 7]) };
         assert_eq!(of_http(sources, &caller).as_deref(), expected.map(str::as_bytes));
     }
 

@@ -6,6 +6,7 @@
 //! [`connection`] they are handed; [`wire`] parses what a peer sends first.
 //!
 //! All of them see one [`live`] snapshot from start to end. [`plane`] holds it and is what the control plane changes.
+//! [`server`] puts all of it together; [`drain`] tells of the end, and [`takeover`] passes the sockets on to a successor.
 
 mod forward;
 pub mod key;

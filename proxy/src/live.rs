@@ -66,6 +66,11 @@ impl Route {
         }
     }
 
+    /// Whether both arms are spoken to in HTTP/1.1.
+    pub(crate) fn speaks_http1(&self) -> bool {
+        self.blue.is_http1() && self.green.is_http1()
+    }
+
     /// The arm of a caller. `key`: `None` when it has none, which is counted and decided by the route's `keyless`.
     pub(crate) fn arm_of(&self, key: Option<&[u8]>) -> Arm {
         let bucket = match (key, self.settings.keyless) {

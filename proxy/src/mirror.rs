@@ -8,7 +8,7 @@ use std::{sync::Arc, thread};
 use admin_api::MirrorObservation;
 use config::{Arm, HttpVersion};
 use hdrhistogram::Histogram;
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderValue, Request, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
@@ -17,7 +17,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use parking_lot::Mutex;
-use pingora::http::RequestHeader;
 use rustls::pki_types::ServerName;
 use tokio::{
     runtime,
@@ -92,15 +91,17 @@ impl Mirror {
     }
 
     /// Copies a request if its method is safe, its key is in the sample and there is room. `to`: the arm that has not
-    /// been chosen. `request`: as the chosen one is sent it. The tap then watches the primary's answer.
+    /// been chosen. `request`: as the chosen one is sent it, only asked for when it may be copied. The tap then watches
+    /// the primary's answer.
     pub(crate) fn offer(
         self: &Arc<Self>,
         to: &Arc<ArmUpstream>,
         key: Option<&[u8]>,
-        request: &RequestHeader,
+        method: &[u8],
         without_body: bool,
+        request: impl FnOnce() -> Option<Parts>,
     ) -> Option<Tap> {
-        if !matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        if !matches!(method, b"GET" | b"HEAD" | b"OPTIONS") {
             return None;
         }
         let sampled = match key {
@@ -115,7 +116,8 @@ impl Mirror {
         if !sampled {
             return None;
         }
-        if let Some(reason) = incomparable(request, without_body) {
+        let request = request()?;
+        if let Some(reason) = incomparable(&request, without_body) {
             dropped(reason);
             return None;
         }
@@ -127,7 +129,7 @@ impl Mirror {
         let copy = Copy {
             mirror: Arc::clone(self),
             to: Arc::clone(to),
-            request: self.copy_of(request),
+            request: self.copy_of(&request),
             primary: receiver,
             _permit: permit,
         };
@@ -135,7 +137,7 @@ impl Mirror {
         Some(Tap { sender, status: None, latency_us: 0, body: BodyHash::new(self.settings.max_body) })
     }
 
-    fn copy_of(&self, request: &RequestHeader) -> Request<Empty<Bytes>> {
+    fn copy_of(&self, request: &Parts) -> Request<Empty<Bytes>> {
         let mut copy = Request::new(Empty::new());
         *copy.method_mut() = request.method.clone();
         *copy.uri_mut() = request.uri.clone();
@@ -163,7 +165,7 @@ impl Mirror {
 }
 
 /// Why a request cannot be compared: what is only for one side's state, or no plain answer.
-fn incomparable(request: &RequestHeader, without_body: bool) -> Option<&'static str> {
+fn incomparable(request: &Parts, without_body: bool) -> Option<&'static str> {
     if !without_body {
         return Some("body");
     }

@@ -75,7 +75,7 @@ async fn carry(
     started: Instant,
 ) -> Option<Moved> {
     let timeouts = &route.settings.timeouts;
-    let patience = Patience { idle: timeouts.idle, write: timeouts.write };
+    let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
     let answered = AtomicBool::new(false);
     let mut answer = Answer { exchange, version, started, begun: BytesMut::new(), answered: &answered };
     let ended = {

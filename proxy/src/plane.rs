@@ -131,6 +131,8 @@ impl Plane {
             let at = self.seconds.fetch_add(1, Ordering::Relaxed);
             for route in self.live().routes.values() {
                 route.meter.gather(at);
+                let endpoints = route.blue.endpoints.iter().chain(&route.green.endpoints);
+                endpoints.for_each(|endpoint| endpoint.sweep(time::Instant::now()));
             }
         }
     }

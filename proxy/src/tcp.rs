@@ -32,7 +32,7 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
     let Ok(mut connected) = upstream::connect(&route, &mut exchange).await else { return };
     exchange.judge(Outcome::Ok, Some(connected.latency_us));
     let timeouts = &route.settings.timeouts;
-    let patience = Patience { idle: timeouts.idle, write: timeouts.write };
+    let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
     let peeked = first_bytes.len() as u64;
     match time::timeout(timeouts.write, connected.upstream.write_all_buf(&mut first_bytes)).await {
         Ok(Ok(())) => {}

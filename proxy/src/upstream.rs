@@ -2,6 +2,7 @@
 
 mod connect;
 mod health;
+mod pool;
 mod tls;
 
 use std::{
@@ -15,12 +16,18 @@ use std::{
 
 use admin_api::EndpointObservation;
 use config::{Arm, Health, HttpVersion};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-pub(crate) use connect::connect;
+pub(crate) use connect::{NotConnected, connect, establish};
 pub(crate) use health::{Check, watch};
 pub(crate) use tls::{UpstreamTls, read_certificates};
 
-use crate::worker::{self, PerWorker};
+use crate::{
+    transport::Transport,
+    worker::{self, PerWorker},
+};
+use pool::Pool;
 
 /// One side of a route, with its names looked up.
 #[derive(Debug)]
@@ -61,6 +68,11 @@ impl ArmUpstream {
         Some(Lease::new(endpoint))
     }
 
+    /// Whether it is spoken to in HTTP/1.1 and nothing else. In clear there is nothing to negotiate with.
+    pub(crate) fn is_http1(&self) -> bool {
+        self.http_version == HttpVersion::Http1 || (self.http_version == HttpVersion::Auto && self.tls.is_none())
+    }
+
     pub(crate) fn observe(&self) -> Vec<EndpointObservation> {
         self.endpoints
             .iter()
@@ -84,6 +96,7 @@ pub(crate) struct Endpoint {
     /// It has answered in HTTP/2.
     speaks_h2: AtomicBool,
     in_flight: PerWorker<AtomicU64>,
+    pool: PerWorker<Mutex<Pool>>,
 }
 
 impl Endpoint {
@@ -96,6 +109,7 @@ impl Endpoint {
             healthy: AtomicBool::new(true),
             speaks_h2: AtomicBool::new(false),
             in_flight: PerWorker::new(workers),
+            pool: PerWorker::new(workers),
         })
     }
 
@@ -112,6 +126,23 @@ impl Endpoint {
     pub(crate) fn connecting_failed(&self, problem: &str) {
         if self.health.is_some() && self.healthy.swap(false, Ordering::Relaxed) {
             tracing::warn!(endpoint = self.name, address = %self.address, problem, "Endpoint is unhealthy");
+        }
+    }
+
+    /// An idle connection of this worker's that still stands.
+    pub(crate) fn take_idle(&self) -> Option<Transport> {
+        self.pool.local().lock().take()
+    }
+
+    /// Keeps a connection for this worker's next request.
+    pub(crate) fn keep_idle(&self, transport: Transport) {
+        self.pool.local().lock().keep(transport, Instant::now());
+    }
+
+    /// Closes connections that were idle for long.
+    pub(crate) fn sweep(&self, now: Instant) {
+        for pool in self.pool.iter() {
+            pool.lock().sweep(now);
         }
     }
 

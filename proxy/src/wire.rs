@@ -1,6 +1,7 @@
 //! Pure parsers of what a peer sends first: no I/O, no clock. Each is called again with all bytes so far whenever more
 //! have arrived, and gives the same answer however the bytes were cut.
 
+pub mod chunked;
 pub mod client_hello;
 pub mod http1;
 pub mod mqtt;

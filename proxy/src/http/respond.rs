@@ -28,6 +28,27 @@ pub(super) async fn respond(session: &mut Session, status: StatusCode, text: &'s
     session.write_response_body(Some(Bytes::from(format!("{text}\n"))), true).await
 }
 
+/// The whole answer to an HTTP/1 request.
+pub(super) fn plain(status: StatusCode, text: &str, head_only: bool, keep: bool) -> Vec<u8> {
+    let connection = if keep { "connection: keep-alive\r\n" } else { "connection: close\r\n" };
+    let body = if head_only { String::new() } else { format!("{text}\n") };
+    format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\ncontent-length: \
+         {}\r\n{connection}\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        text.len() + 1
+    )
+    .into_bytes()
+}
+
+/// The answer to `OPTIONS` with `Max-Forwards: 0`, which ends here (RFC 9110, section 7.6.2).
+pub(super) fn options(keep: bool) -> Vec<u8> {
+    let connection = if keep { "keep-alive" } else { "close" };
+    format!("HTTP/1.1 200 OK\r\nallow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\ncontent-length: 0\r\nconnection: {connection}\r\n\r\n")
+        .into_bytes()
+}
+
 /// The answer to a head that did not come in time, for a connection whose request is not known.
 pub(super) fn request_timeout() -> Vec<u8> {
     last_word("408 Request Timeout", "the request's header was not complete in time; send it faster\n")

@@ -128,7 +128,7 @@ impl ProxyHttp for Service {
             return Ok(true);
         };
         let caller = HttpCaller {
-            headers: &request.headers,
+            fields: &request.headers,
             path: request.uri.path(),
             query: request.uri.query(),
             client: connection.client.ip(),
@@ -243,7 +243,9 @@ impl ProxyHttp for Service {
         if let (Some(mirror), Some(arm), false) = (&route.mirror, ctx.exchange.as_ref().map(Exchange::arm), ctx.copied)
         {
             ctx.copied = true;
-            ctx.tap = mirror.offer(route.upstream(arm.other()), ctx.key.as_deref(), request, session.is_body_empty());
+            let (to, method) = (route.upstream(arm.other()), request.method.clone());
+            let parts = || Some(http::request::Parts::clone(request));
+            ctx.tap = mirror.offer(to, ctx.key.as_deref(), method.as_str().as_bytes(), session.is_body_empty(), parts);
         }
         Ok(())
     }
@@ -501,7 +503,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 
 /// How an answer counts for its arm. gRPC: unknown, deadline exceeded, unimplemented, internal, unavailable and data
 /// loss are the server's, the others the caller's.
-fn answered(status: StatusCode, grpc_status: Option<u16>) -> Outcome {
+pub(super) fn answered(status: StatusCode, grpc_status: Option<u16>) -> Outcome {
     match grpc_status {
         None | Some(0) if status.is_server_error() => Outcome::Refused,
         None | Some(0) if status.is_client_error() => Outcome::Declined,

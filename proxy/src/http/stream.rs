@@ -1,7 +1,7 @@
-//! A client connection as the HTTP/1 engine sees it: one request at a time.
+//! A client connection as Pingora sees it: all of it for HTTP/2, one request of it for HTTP/1.
 //!
-//! The head is read and checked here before the engine sees a byte, so that there is one deadline for all of it. The
-//! engine then gets exactly the request: what follows it (a pipelined request) stays here for the next round.
+//! An HTTP/1 request's head has been read and checked before Pingora sees a byte. It gets exactly that request: what
+//! follows (a pipelined one) stays here.
 
 use std::{
     cmp, fmt, io,
@@ -18,17 +18,16 @@ use pingora::protocols::{
     UniqueIDType, raw_connect::ProxyDigest,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    select,
-    time::{self, Duration, Instant, Sleep},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::{self, Sleep},
 };
 use tokio_util::io::poll_read_buf;
 
 use super::Connection;
 use crate::{
-    drain::{Drain, LAME_DUCK},
+    drain::LAME_DUCK,
     transport::Transport,
-    wire::http1::{BodyLength, Head, Rejection, Scan, scan},
+    wire::http1::{BodyLength, Head},
 };
 
 /// How many bytes of following requests are taken while one is being served. More stay in the socket.
@@ -64,19 +63,6 @@ enum Window {
     Open,
 }
 
-/// What came of waiting for a request.
-pub(super) enum Next {
-    /// At the front of the stream, checked.
-    Head(Head),
-    /// The preface of HTTP/2 is at the front of the stream.
-    Http2,
-    Rejected(Rejection),
-    /// A head was begun and not finished in time.
-    Overdue,
-    /// The client has gone, or was silent for too long.
-    Closed,
-}
-
 impl RequestStream {
     pub(super) fn new(transport: Transport, connection: Arc<Connection>) -> Box<Self> {
         let digest = connection.digest();
@@ -90,52 +76,34 @@ impl RequestStream {
         })
     }
 
-    /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
-    pub(super) async fn next_head(&mut self, idle: Duration, whole: Duration, drain: &mut Drain) -> Next {
-        let mut scanned = 0;
-        let mut deadline = Instant::now() + if self.buffer.is_empty() { idle } else { whole };
-        let mut lame = false;
-        loop {
-            if !self.buffer.is_empty() {
-                match scan(&self.buffer, scanned) {
-                    Scan::Incomplete { scanned: so_far } => scanned = so_far,
-                    Scan::Http2Preface => return Next::Http2,
-                    Scan::Rejected(rejection) => return Next::Rejected(rejection),
-                    Scan::Head(head) => {
-                        self.window = match head.body {
-                            BodyLength::None => Window::Bytes(head.length as u64),
-                            BodyLength::Length(length) => Window::Bytes((head.length as u64).saturating_add(length)),
-                            BodyLength::Upgrade => Window::Upgrade(head.length as u64),
-                            BodyLength::Chunked => Window::Open,
-                        };
-                        return Next::Head(head);
-                    }
-                }
-            }
-            let begun = !self.buffer.is_empty();
-            self.buffer.reserve(HEAD_ROOM);
-            select! {
-                read = self.transport.read_buf(&mut self.buffer) => match read {
-                    Ok(0) | Err(_) => return Next::Closed,
-                    Ok(_) if !begun => deadline = Instant::now() + whole,
-                    Ok(_) => {}
-                },
-                () = time::sleep_until(deadline) => return if begun { Next::Overdue } else { Next::Closed },
-                end = drain.begins(), if !begun && !lame => {
-                    lame = true;
-                    deadline = cmp::min(deadline, end.idle_until(Instant::now()));
-                }
-            }
+    /// A connection of which something was read already: a request, whose head is checked, or the preface of HTTP/2.
+    pub(super) fn resume(
+        transport: Transport,
+        read: BytesMut,
+        head: Option<&Head>,
+        connection: Arc<Connection>,
+    ) -> Box<Self> {
+        let mut stream = Self::new(transport, connection);
+        stream.buffer = read;
+        if let Some(head) = head {
+            stream.window = match head.body {
+                BodyLength::None => Window::Bytes(head.length as u64),
+                BodyLength::Length(length) => Window::Bytes((head.length as u64).saturating_add(length)),
+                BodyLength::Upgrade => Window::Upgrade(head.length as u64),
+                BodyLength::Chunked => Window::Open,
+            };
         }
+        stream
+    }
+
+    /// The connection, and what was read of it and not used.
+    pub(super) fn into_parts(self) -> (Transport, BytesMut) {
+        (self.transport, self.buffer)
     }
 
     /// From here on everything belongs to the engine.
     pub(super) fn open(&mut self) {
         self.window = Window::Open;
-    }
-
-    pub(super) async fn close_with(self: Box<Self>, last_word: &[u8]) {
-        self.transport.close_with(last_word).await;
     }
 
     fn take(&mut self, taken: u64) {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use admin_api::{Control, DataPlane};
+use anyhow::{Result, bail};
 use parking_lot::Mutex;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -167,58 +168,68 @@ async fn converse(shared: Arc<Shared>, stream: UnixStream) -> Option<Taken> {
         Ok(Err(error)) => return refuse(channel, error.to_string()).await,
         Err(_) => return refuse(channel, format!("nothing was said within {PATIENCE:?}")).await,
     };
-    let claimed = {
+    let other = {
         let mut successor = shared.successor.lock();
-        successor.replace(pid).map_or(Ok(()), |other| {
-            *successor = Some(other);
-            Err(other)
-        })
+        let other = *successor;
+        successor.get_or_insert(pid);
+        other
     };
-    if let Err(other) = claimed {
+    if let Some(other) = other {
         return refuse(channel, format!("process {other} is taking over; wait until it has, and try again")).await;
     }
     tracing::info!(pid, "Another instance takes over");
-    match shared.hand_over(&mut channel).await {
-        Ok((frozen, closing)) => Some(Taken { channel, pid, frozen, closing }),
-        Err(problem) => {
+    let mut frozen_since = None;
+    match shared.hand_over(&mut channel, &mut frozen_since).await {
+        Ok(closing) => Some(Taken { channel, pid, frozen: elapsed(frozen_since), closing }),
+        Err(error) => {
+            let problem = format!("{error:#}");
             tracing::error!(pid, problem, "Not taken over; going on");
             shared.plane.takeovers.failed.fetch_add(1, Ordering::Relaxed);
-            let none = refuse(channel, problem).await;
+            // It is told first, so that it lets go of the state file.
+            tell(channel, problem).await;
+            if frozen_since.is_some() {
+                shared.thaw().await;
+                tracing::info!(frozen = ?elapsed(frozen_since), "Changes are possible again");
+            }
             // A stop that came meanwhile has its turn now.
             *shared.successor.lock() = None;
-            none
+            None
         }
     }
 }
 
-async fn refuse(mut channel: Channel, problem: String) -> Option<Taken> {
+fn elapsed(since: Option<Instant>) -> Duration {
+    since.map(|since| since.elapsed()).unwrap_or_default()
+}
+
+async fn refuse(channel: Channel, problem: String) -> Option<Taken> {
     tracing::warn!(problem, "Refused at the takeover socket");
-    // Whoever does not listen need not hear it.
-    let _ = time::timeout(Duration::from_secs(1), channel.say(&Told::Refused { problem })).await;
+    tell(channel, problem).await;
     None
 }
 
+/// Gives up, in so many words: an end without a word would mean that this process died.
+async fn tell(mut channel: Channel, problem: String) {
+    // Whoever does not listen need not hear it.
+    let _ = time::timeout(Duration::from_secs(1), channel.say(&Told::Refused { problem })).await;
+}
+
 impl Shared {
-    /// Returns for how long nothing could be changed, and which sockets the successor has no use for. Errors: why nothing
-    /// came of it; everything is as it was.
-    async fn hand_over(&self, channel: &mut Channel) -> Result<(Duration, Vec<usize>), String> {
+    /// Returns which sockets the successor has no use for. `frozen_since`: set as soon as nothing can be changed any more.
+    /// Errors: why nothing came of it; whatever is frozen is to be thawed.
+    async fn hand_over(&self, channel: &mut Channel, frozen_since: &mut Option<Instant>) -> Result<Vec<usize>> {
         let sockets = self.sockets.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-        let told = Told::Sockets { protocol: PROTOCOL, pid: process::id(), count: sockets.len() };
-        channel.say_with(&told, &sockets).await.map_err(|error| error.to_string())?;
+        channel
+            .say_with(&Told::Sockets { protocol: PROTOCOL, pid: process::id(), count: sockets.len() }, &sockets)
+            .await?;
         match hear(channel).await? {
             Asked::Release => {}
-            other => return Err(format!("it said {other:?} in place of release")),
+            other => bail!("it said {other:?} in place of release"),
         }
         let since = Instant::now();
-        self.control.freeze().await.map_err(|error| error.to_string())?;
-        match released(channel).await {
-            Ok(closing) => Ok((since.elapsed(), closing)),
-            Err(problem) => {
-                self.thaw().await;
-                tracing::info!(frozen = ?since.elapsed(), "Changes are possible again");
-                Err(problem)
-            }
-        }
+        self.control.freeze().await?;
+        *frozen_since = Some(since);
+        released(channel).await
     }
 
     async fn thaw(&self) {
@@ -230,21 +241,21 @@ impl Shared {
 }
 
 /// The part in which nothing can be changed. Returns which sockets the successor has no use for.
-async fn released(channel: &mut Channel) -> Result<Vec<usize>, String> {
-    channel.say(&Told::Released).await.map_err(|error| error.to_string())?;
+async fn released(channel: &mut Channel) -> Result<Vec<usize>> {
+    channel.say(&Told::Released).await?;
     match hear(channel).await? {
         Asked::Ready { closing } => {
-            channel.say(&Told::Go).await.map_err(|error| error.to_string())?;
+            channel.say(&Told::Go).await?;
             Ok(closing)
         }
-        other => Err(format!("it said {other:?} in place of ready")),
+        other => bail!("it said {other:?} in place of ready"),
     }
 }
 
-async fn hear(channel: &mut Channel) -> Result<Asked, String> {
+async fn hear(channel: &mut Channel) -> Result<Asked> {
     match time::timeout(PATIENCE, channel.hear()).await {
-        Ok(heard) => heard.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("it said nothing for {PATIENCE:?}")),
+        Ok(heard) => Ok(heard?),
+        Err(_) => bail!("it said nothing for {PATIENCE:?}"),
     }
 }
 
@@ -280,11 +291,11 @@ mod tests {
         let (one, other) = UnixStream::pair().unwrap();
         let (mut ours, mut theirs) = (Channel::new(one), Channel::new(other));
         let started = Instant::now();
-        assert_eq!(released(&mut ours).await.unwrap_err(), "it said nothing for 30s");
+        assert_eq!(released(&mut ours).await.unwrap_err().to_string(), "it said nothing for 30s");
         assert_eq!(started.elapsed(), PATIENCE);
         assert!(matches!(theirs.hear().await, Ok(Told::Released)));
         // What it says too late is for nobody: it hears that it was given up, and does not take us for dead.
-        assert!(refuse(ours, "too late".to_owned()).await.is_none());
+        tell(ours, "too late".to_owned()).await;
         assert!(matches!(theirs.say(&Asked::Ready { closing: Vec::new() }).await, Err(Broken::Gone)));
         assert!(matches!(theirs.hear().await, Ok(Told::Refused { .. })));
         assert!(matches!(theirs.hear::<Told>().await, Err(Broken::Gone)));

@@ -72,7 +72,8 @@ async fn connect_arm(route: &Route, arm: Arm) -> Result<Connected, NotConnected>
     Err(NotConnected::Unreachable)
 }
 
-async fn establish(upstream: &ArmUpstream, address: SocketAddr) -> io::Result<Transport> {
+/// A new connection to an endpoint, TLS set up.
+pub(crate) async fn establish(upstream: &ArmUpstream, address: SocketAddr) -> io::Result<Transport> {
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     Ok(match &upstream.tls {

@@ -182,6 +182,42 @@ const CONNECTION_HEADER: Rejection = reject(
 const UPGRADE_WITH_BODY: Rejection =
     reject(400, "upgrade_with_body", "a request that asks for an upgrade has a body; send it without one");
 
+/// A field line of a head that [`scan`] has found to be right.
+#[derive(Clone, Copy, Debug)]
+pub struct Field<'a> {
+    pub name: &'a [u8],
+    /// Without the white space around it.
+    pub value: &'a [u8],
+    /// The whole line with its end.
+    pub line: &'a [u8],
+}
+
+impl Field<'_> {
+    /// `name`: in lower case.
+    pub fn is(&self, name: &[u8]) -> bool {
+        self.name.len() == name.len() && self.name.eq_ignore_ascii_case(name)
+    }
+}
+
+/// The fields of a head that [`scan`] has found to be right, without the empty line that may precede it.
+pub fn fields(head: &[u8]) -> impl Iterator<Item = Field<'_>> {
+    let mut rest = memchr(b'\n', head).map_or(&[][..], |end| &head[end + 1..]);
+    std::iter::from_fn(move || {
+        let (line, after) = rest.split_at(memchr(b'\n', rest)? + 1);
+        rest = after;
+        let colon = memchr(b':', line)?;
+        Some(Field { name: &line[..colon], value: trim(&line[colon + 1..line.len() - 2]), line })
+    })
+}
+
+/// Method, target and whether the version is 1.1, of such a head.
+pub fn request_line_of(head: &[u8]) -> (&[u8], &[u8], bool) {
+    let line = Lines(head).next().unwrap_or_default();
+    let method = memchr(b' ', line).unwrap_or_default();
+    let target = line.iter().rposition(|&byte| byte == b' ').unwrap_or_default();
+    (&line[..method], line.get(method + 1..target).unwrap_or_default(), line.ends_with(b"1.1"))
+}
+
 enum Progress {
     /// The head is so many bytes long.
     End(usize),
@@ -479,7 +515,7 @@ fn is_port(port: &[u8]) -> bool {
 }
 
 /// `1*DIGIT` (9110, 8.6), at most 2^63 - 1, as origins keep lengths in signed numbers.
-fn decimal(value: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }
@@ -491,7 +527,7 @@ fn decimal(value: &[u8]) -> Option<u64> {
 }
 
 /// The elements of a comma-separated list; empty ones don't count (9110, 5.6.1.2).
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(trim).filter(|element| !element.is_empty())
 }
 
@@ -513,7 +549,7 @@ fn trim(mut value: &[u8]) -> &[u8] {
 }
 
 /// Whether a byte may stand in a token: a method, a field name, an option (9110, 5.6.2).
-fn is_token(byte: u8) -> bool {
+pub(crate) fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]
 }
 

@@ -368,7 +368,7 @@ async fn a_certificate_that_nobody_vouches_for_keeps_an_endpoint_out_for_good() 
     let route = Route::http(blue.address(), green.address())
         .green_percentage(100.0)
         .unguarded()
-        .table("[route.health]\nprobe = \"tcp\"\ninterval = \"50ms\"\nhealthy_after = 1")
+        .table("[route.health]\nprobe = \"tcp\"\ninterval = \"250ms\"\nhealthy_after = 1")
         .table(format!("[route.green.tls]\nserver_name = \"go.example\"\nca = {ca:?}"));
     let crossfade = Crossfade::start(&route.to_string()).await;
     counted(&crossfade, "shop", |status| !is_healthy(status)).await;

@@ -508,6 +508,7 @@ async fn whoever_talks_nonsense_is_told_so_and_changes_nothing() {
     stranger.say(&json!({ "say": "release" })).await;
     assert_eq!(stranger.hear().await.unwrap()["say"], "refused");
     assert_eq!(stranger.hear().await, None);
+    crossfade.logged("Changes are possible again").await;
     assert_as_before(&crossfade, &route).await;
 }
 

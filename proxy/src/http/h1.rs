@@ -1,0 +1,621 @@
+//! HTTP/1.1: one task a connection, one request after the other, each through the same stages as everything else.
+//!
+//! What is read stays in the buffer it was read into until it is written to the other side; heads are written anew, bodies
+//! pass as they are. A connection that waits for its next request holds no buffer.
+
+mod alarm;
+mod buffer;
+mod exchange;
+mod request;
+mod response;
+
+use std::{borrow::Cow, future::poll_fn, net::SocketAddr, ops::ControlFlow, sync::Arc, task::Poll};
+
+use admin_api::Outcome;
+use bytes::BytesMut;
+use config::{Arm, Fallback, Timeouts};
+use http::StatusCode;
+use tokio::{
+    io::AsyncWriteExt,
+    select,
+    time::{self, Duration, Instant},
+};
+
+use super::respond;
+use crate::{
+    drain::Drain,
+    forward::{self, relay},
+    key,
+    live::Route,
+    mirror::Tap,
+    plane::Plane,
+    telemetry,
+    transport::Transport,
+    upstream::{Lease, NotConnected, establish, is_shortage},
+    wire::http1::{self, BodyLength, Head, Rejection, Scan, rejection_response, scan},
+};
+use alarm::Alarm;
+use buffer::Buffer;
+use exchange::{Broken, Exchange, Framing, Patience, Upload, Upstream};
+use request::Request;
+use response::{Asked, Body};
+
+/// Time for an answer of our own to be taken.
+const OWN_ANSWER: Duration = Duration::from_secs(5);
+/// How long a client may go on in a tunnel after the endpoint has closed it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How often one request may be sent again when it is certain that it was not processed.
+const MAX_REPLAYS: u8 = 3;
+
+/// A client's connection.
+pub(super) struct Client {
+    transport: Transport,
+    input: Buffer,
+    alarm: Alarm,
+    address: SocketAddr,
+    tls: bool,
+}
+
+/// What came of waiting for a request.
+enum Next {
+    /// At the front of what was read, checked.
+    Head(Head),
+    Http2,
+    Rejected(Rejection),
+    /// A head was begun and not finished in time.
+    Overdue,
+    /// The client has gone, or was silent for too long.
+    Closed,
+}
+
+/// What becomes of a connection after a request.
+enum After {
+    Again,
+    Close,
+    /// At once: what was sent is not whole, or the connection carries something else now.
+    Abort,
+    /// An arm of the request's route is spoken to in HTTP/2, which the other engine does. The request is still unread.
+    Foreign,
+}
+
+enum Decision {
+    Carry(Carried),
+    Foreign,
+    NoRoute {
+        is_head: bool,
+    },
+    /// It must not be passed on any further.
+    LastHop {
+        is_trace: bool,
+    },
+}
+
+/// What of a request is needed while and after it is carried.
+struct Carried {
+    route: Arc<Route>,
+    exchange: telemetry::Exchange,
+    started: Instant,
+    asked: Asked,
+    expects_continue: bool,
+    events: bool,
+    /// For the mirror, which samples by it.
+    key: Option<Vec<u8>>,
+    /// Method and path, for the access log.
+    line: Option<(String, String)>,
+}
+
+/// How a request ended.
+#[derive(Default)]
+struct Ended {
+    /// The arm's answer.
+    status: Option<StatusCode>,
+    grpc_status: Option<u16>,
+    latency_us: Option<u64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    broken: Option<Broken>,
+    endpoint: Option<SocketAddr>,
+}
+
+impl Client {
+    pub(super) fn new(transport: Transport, address: SocketAddr) -> Self {
+        let tls = transport.is_tls();
+        Self { transport, input: Buffer::default(), alarm: Alarm::new(), address, tls }
+    }
+
+    /// `read`: what has been read of it and not been used.
+    pub(super) fn resume(transport: Transport, read: &[u8], address: SocketAddr) -> Self {
+        let mut client = Self::new(transport, address);
+        client.input.put(read);
+        client
+    }
+
+    fn into_parts(self) -> (Transport, BytesMut) {
+        let read = BytesMut::from(self.input.bytes());
+        (self.transport, read)
+    }
+
+    /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
+    async fn next_head(&mut self, idle: Duration, whole: Duration, drain: &mut Drain) -> Next {
+        let mut scanned = 0;
+        let mut begun = !self.input.is_empty();
+        let mut deadline = Instant::now() + if begun { whole } else { idle };
+        let mut lame = false;
+        loop {
+            if !self.input.is_empty() {
+                match scan(self.input.bytes(), scanned) {
+                    Scan::Incomplete { scanned: so_far } => scanned = so_far,
+                    Scan::Http2Preface => return Next::Http2,
+                    Scan::Rejected(rejection) => return Next::Rejected(rejection),
+                    Scan::Head(head) => return Next::Head(head),
+                }
+            }
+            let Self { transport, input, alarm, .. } = self;
+            let heard = poll_fn(|cx| {
+                if let Poll::Ready(heard) = input.poll_fill(cx, transport, http1::MAX_HEAD + 1) {
+                    return Poll::Ready(Heard::Read(heard.unwrap_or(0)));
+                }
+                alarm.poll(cx, deadline).map(|()| Heard::Overdue)
+            });
+            let heard = if begun || lame {
+                heard.await
+            } else {
+                select! {
+                    biased;
+                    heard = heard => heard,
+                    end = drain.begins() => {
+                        lame = true;
+                        deadline = deadline.min(end.idle_until(Instant::now()));
+                        continue;
+                    }
+                }
+            };
+            match heard {
+                Heard::Read(0) => return Next::Closed,
+                Heard::Read(_) if !begun => {
+                    begun = true;
+                    deadline = Instant::now() + whole;
+                }
+                Heard::Read(_) => {}
+                Heard::Overdue if begun => return Next::Overdue,
+                Heard::Overdue => return Next::Closed,
+            }
+        }
+    }
+
+    /// Writes an answer of our own.
+    async fn answer(&mut self, answer: &[u8], keep: bool) -> After {
+        let sent = time::timeout(OWN_ANSWER, async {
+            self.transport.write_all(answer).await?;
+            self.transport.flush().await
+        });
+        match sent.await {
+            Ok(Ok(())) if keep => After::Again,
+            Ok(Ok(())) => After::Close,
+            _ => After::Abort,
+        }
+    }
+}
+
+enum Heard {
+    Read(usize),
+    Overdue,
+}
+
+/// What one worker's HTTP/1.1 connections share.
+pub(super) struct Http1 {
+    plane: Arc<Plane>,
+    drain: Drain,
+    access_log: bool,
+}
+
+/// How serving a connection ended.
+pub(super) enum Served {
+    /// It is closed, or will be when dropped.
+    Done,
+    /// HTTP/2's preface is at the front of what was read.
+    Http2(Transport, BytesMut),
+    /// A request whose arms are for the other engine is at the front of what was read.
+    Foreign(Transport, BytesMut, Head),
+}
+
+impl Http1 {
+    pub(super) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Self {
+        Self { plane, drain, access_log }
+    }
+
+    /// Serves a connection until it ends or must be served otherwise. `first`: whether it may turn out to be HTTP/2
+    /// (RFC 9113, section 3.3: the preface is the first thing a client says, and over TLS ALPN has decided already).
+    pub(super) async fn serve(
+        &self,
+        mut client: Client,
+        listener: usize,
+        mut first: bool,
+        patience: Timeouts,
+    ) -> Served {
+        let mut idle = if first { patience.request_header } else { patience.keepalive };
+        loop {
+            let head = match client.next_head(idle, patience.request_header, &mut self.drain.clone()).await {
+                Next::Head(head) => head,
+                Next::Http2 if first && !client.tls => {
+                    let (transport, read) = client.into_parts();
+                    return Served::Http2(transport, read);
+                }
+                Next::Http2 => {
+                    self.plane.rejections.count("misplaced_h2_preface");
+                    client.transport.close_with(&respond::misplaced_preface()).await;
+                    return Served::Done;
+                }
+                Next::Rejected(rejection) => {
+                    self.plane.rejections.count(rejection.reason);
+                    client.transport.close_with(&rejection_response(&rejection)).await;
+                    return Served::Done;
+                }
+                Next::Overdue => {
+                    self.plane.rejections.count("request_header_timeout");
+                    client.transport.close_with(&respond::request_timeout()).await;
+                    return Served::Done;
+                }
+                Next::Closed => {
+                    client.transport.close_with(&[]).await;
+                    return Served::Done;
+                }
+            };
+            match self.request(&mut client, listener, head).await {
+                After::Again => {}
+                After::Close => {
+                    client.transport.close_with(&[]).await;
+                    return Served::Done;
+                }
+                After::Abort => return Served::Done,
+                After::Foreign => {
+                    let (transport, read) = client.into_parts();
+                    return Served::Foreign(transport, read, head);
+                }
+            }
+            client.input.release();
+            (first, idle) = (false, patience.keepalive);
+        }
+    }
+
+    /// One request, whose head is at the front of what was read.
+    async fn request(&self, client: &mut Client, listener: usize, head: Head) -> After {
+        let mut out = Vec::with_capacity(1024);
+        let mut carried = match self.decide(client, listener, &head, &mut out) {
+            Decision::Carry(carried) => carried,
+            Decision::Foreign => return After::Foreign,
+            Decision::LastHop { is_trace } => {
+                client.input.advance(head.length);
+                let keep = head.keep_alive && head.body == BodyLength::None && !self.drain.has_begun();
+                let answer = if is_trace {
+                    respond::plain(StatusCode::METHOD_NOT_ALLOWED, "trace is not answered here", false, keep)
+                } else {
+                    respond::options(keep)
+                };
+                return client.answer(&answer, keep).await;
+            }
+            Decision::NoRoute { is_head } => {
+                self.plane.rejections.count("no_route");
+                client.input.advance(head.length);
+                let keep = head.keep_alive && head.body == BodyLength::None && !self.drain.has_begun();
+                let answer = respond::plain(StatusCode::NOT_FOUND, "no route takes this host and path", is_head, keep);
+                return client.answer(&answer, keep).await;
+            }
+        };
+        client.input.advance(head.length);
+        let mut ended = Ended::default();
+        let after = self.carry(client, &head, &mut carried, &mut out, &mut ended).await;
+        self.record(&mut carried, &ended, client.address);
+        after
+    }
+
+    /// Stages 1 to 3: which route, which key, which arm. Nothing is awaited, so the head is read where it is.
+    fn decide(&self, client: &Client, listener: usize, head: &Head, out: &mut Vec<u8>) -> Decision {
+        let bytes = &client.input.bytes()[..head.length];
+        let request = Request::new(bytes.strip_prefix(b"\r\n").unwrap_or(bytes));
+        let live = self.plane.live();
+        let mut room = String::new();
+        let Some(route) = live.listeners[listener].find(request.host(&mut room), request.path) else {
+            return Decision::NoRoute { is_head: request.is_head() };
+        };
+        if !route.speaks_http1() {
+            return Decision::Foreign;
+        }
+        if request.max_forwards() == Some(0) {
+            return Decision::LastHop { is_trace: request.is_trace() };
+        }
+        let caller =
+            key::HttpCaller { fields: &request, path: request.path, query: request.query, client: client.address.ip() };
+        let key = key::of_http(&route.settings.key, &caller);
+        let wanted = if route.settings.allow_override { request.wanted_arm() } else { None };
+        let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
+        let started = Instant::now();
+        let exchange = route.meter.dispatch(arm);
+        request.write(out, head, client.address.ip(), client.tls);
+        let line =
+            self.access_log.then(|| (String::from_utf8_lossy(request.method).into_owned(), request.path.to_owned()));
+        Decision::Carry(Carried {
+            key: if route.mirror.is_some() { key.map(Cow::into_owned) } else { None },
+            asked: Asked {
+                head: request.is_head(),
+                upgrade: head.body == BodyLength::Upgrade,
+                http11: request.http11,
+                expose_arm: route.settings.expose_arm,
+            },
+            events: request.wants_events(),
+            expects_continue: request.expects_continue(),
+            route: Arc::clone(route),
+            exchange,
+            started,
+            line,
+        })
+    }
+
+    /// Stages 4 to 6: connects, moves the request and its answer, and says how it ended.
+    async fn carry(
+        &self,
+        client: &mut Client,
+        head: &Head,
+        carried: &mut Carried,
+        out: &mut Vec<u8>,
+        ended: &mut Ended,
+    ) -> After {
+        let route = Arc::clone(&carried.route);
+        let timeouts = &route.settings.timeouts;
+        let silent = carried.asked.upgrade || carried.events;
+        let patience = Patience {
+            answer: timeouts.response_header,
+            part: if silent { timeouts.idle } else { timeouts.response_header },
+            write: timeouts.write,
+        };
+        let request_head = std::mem::take(out);
+        let mut tap = None;
+        let mut replays = 0;
+        let mut tried = Vec::new();
+        loop {
+            let (lease, transport, reused) = match connect(&route, &mut carried.exchange, &mut tried).await {
+                Ok(connected) => connected,
+                Err(why) => {
+                    let text = match why {
+                        NotConnected::Unreachable => {
+                            carried.exchange.judge(Outcome::Unreachable, None);
+                            "no endpoint could be reached"
+                        }
+                        NotConnected::Shortage => "the proxy is out of connections",
+                    };
+                    return client
+                        .answer(
+                            &respond::plain(StatusCode::SERVICE_UNAVAILABLE, text, carried.asked.head, false),
+                            false,
+                        )
+                        .await;
+                }
+            };
+            ended.endpoint = Some(lease.address());
+            if let Some(mirror) = route.mirror.as_ref().filter(|_| replays == 0) {
+                let to = route.upstream(carried.exchange.arm().other());
+                let method = request_head.split(|byte| *byte == b' ').next().unwrap_or_default();
+                let parts = || request::parts(&request_head);
+                tap = mirror.offer(to, carried.key.as_deref(), method, head.body == BodyLength::None, parts);
+            }
+            let mut upstream = Upstream { transport, input: Buffer::default() };
+            let mut exchange = Exchange {
+                upload: Upload::new(head.body, carried.started),
+                patience,
+                since: carried.started,
+                client,
+                upstream: &mut upstream,
+            };
+            let moved =
+                exchange.request_and_answer(&request_head, head, carried, ended, &mut tap, out, &self.drain).await;
+            let (upload_done, bytes_in) = (exchange.upload.is_done(), exchange.upload.bytes);
+            ended.bytes_in = bytes_in;
+            match moved {
+                Ok(Moved::Answered { reusable, keep }) => {
+                    let keep = keep && (upload_done || exchange.finish_upload(timeouts.request_header).await);
+                    if reusable && upload_done && upstream.input.is_empty() {
+                        lease.endpoint.keep_idle(upstream.transport);
+                    }
+                    if let Some(tap) = tap {
+                        tap.finish(true);
+                    }
+                    return if keep { After::Again } else { After::Close };
+                }
+                Ok(Moved::Switched) => {
+                    let _lease = lease;
+                    // How long the tunnel lives, and who ends it, says nothing about the arm.
+                    carried.exchange.judge(Outcome::Ok, ended.latency_us);
+                    self.tunnel(client, upstream, &route, ended).await;
+                    return After::Abort;
+                }
+                Err(Broken::Upstream { early: true })
+                    if reused && head.idempotent && head.body == BodyLength::None && replays < MAX_REPLAYS =>
+                {
+                    // A pooled connection that the endpoint closed in the meantime.
+                    replays += 1;
+                    out.clear();
+                }
+                Err(broken) => {
+                    ended.broken = Some(broken);
+                    if broken == Broken::BadChunk {
+                        self.plane.rejections.count("bad_chunk");
+                    }
+                    let (outcome, answer) = broken.verdict();
+                    if outcome != Outcome::ClientGone || ended.status.is_none() {
+                        carried.exchange.judge(outcome, None);
+                    }
+                    return match answer {
+                        Some((status, text)) if ended.status.is_none() => {
+                            let answer = respond::plain(status, text, carried.asked.head, false);
+                            client.answer(&answer, false).await
+                        }
+                        // What has been sent is not whole, and must not look as if it were.
+                        _ => After::Abort,
+                    };
+                }
+            }
+        }
+    }
+
+    /// Bytes both ways, after both sides have agreed to speak something else.
+    async fn tunnel(&self, client: &mut Client, mut upstream: Upstream, route: &Route, ended: &mut Ended) {
+        let timeouts = &route.settings.timeouts;
+        let early = client.input.bytes().to_vec();
+        client.input = Buffer::default();
+        let sent = time::timeout(timeouts.write, upstream.transport.write_all(&early)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+        let patience = forward::Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: LAST_WORDS };
+        let moved =
+            relay(&mut client.transport, &mut upstream.transport, patience, |_| ControlFlow::Continue(())).await;
+        ended.bytes_in += early.len() as u64 + moved.up;
+        ended.bytes_out += moved.down;
+    }
+
+    /// Stage 7.
+    fn record(&self, carried: &mut Carried, ended: &Ended, client: SocketAddr) {
+        if let Some(status) = ended.status {
+            carried.exchange.judge(super::service::answered(status, ended.grpc_status), ended.latency_us);
+        }
+        carried.exchange.add_bytes(ended.bytes_in, ended.bytes_out);
+        if let Some((method, path)) = &carried.line {
+            tracing::info!(
+                target: "access",
+                route = carried.route.settings.name.as_str(),
+                arm = carried.exchange.arm().as_str(),
+                endpoint = ended.endpoint.map(tracing::field::display),
+                client = %client.ip(),
+                method,
+                // Without its query, which may carry secrets.
+                path,
+                status = ended.status.map(|status| status.as_u16()),
+                latency_us = ended.latency_us,
+                bytes_in = ended.bytes_in,
+                bytes_out = ended.bytes_out,
+                error = ended.broken.map(|broken| broken.as_str()),
+                "http"
+            );
+        }
+    }
+}
+
+/// How an exchange went that did not break.
+enum Moved {
+    Answered { reusable: bool, keep: bool },
+    Switched,
+}
+
+impl Exchange<'_> {
+    /// Sends the request, and brings its answer to the client.
+    #[expect(clippy::too_many_arguments, reason = "a step of `carry`, whose variables these are")]
+    async fn request_and_answer(
+        &mut self,
+        request_head: &[u8],
+        head: &Head,
+        carried: &Carried,
+        ended: &mut Ended,
+        tap: &mut Option<Tap>,
+        out: &mut Vec<u8>,
+        drain: &Drain,
+    ) -> Result<Moved, Broken> {
+        out.clear();
+        out.extend_from_slice(request_head);
+        self.upload.first(&mut self.client.input, out)?;
+        self.send(out).await?;
+        out.clear();
+
+        let asked = carried.asked;
+        let mut response = loop {
+            let response = self.answer(asked, out).await?;
+            if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+                break response;
+            }
+            // RFC 9110, section 15.2: a 1.0 client knows no interim answers.
+            if asked.http11 {
+                out.extend_from_slice(b"\r\n");
+                self.write(out).await?;
+            }
+            out.clear();
+        };
+        let latency_us = carried.started.elapsed().as_micros() as u64;
+        (ended.status, ended.latency_us) = (Some(response.status), Some(latency_us));
+        ended.grpc_status = response.grpc_status;
+        if let Some(tap) = tap {
+            tap.answered(response.status, latency_us);
+        }
+
+        let switched = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if asked.expose_arm {
+            out.extend_from_slice(b"x-crossfade-arm: ");
+            out.extend_from_slice(carried.exchange.arm().as_str().as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        // RFC 9112, section 6.1: a 1.0 client knows no chunks; for it the end of the connection is the end of the body.
+        let framing = match (&response.body, asked.http11) {
+            (Body::UntilClose, true) => Framing::Chunk,
+            (Body::Chunked(_), false) => Framing::Plain,
+            _ => Framing::AsIs,
+        };
+        let unframed = !asked.http11 && matches!(response.body, Body::Chunked(_) | Body::UntilClose);
+        if framing == Framing::Chunk {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        // RFC 9110, section 10.1.1: nobody knows whether the body that was announced with `Expect` is still to come.
+        let abandoned = carried.expects_continue && !self.upload.is_done();
+        let keep = head.keep_alive && !unframed && !abandoned && !drain.has_begun();
+        if !switched {
+            // Also where it is the default: old clients, and people who read, want it said.
+            let connection: &[u8] = if keep { b"connection: keep-alive\r\n" } else { b"connection: close\r\n" };
+            out.extend_from_slice(connection);
+        }
+        out.extend_from_slice(b"\r\n");
+        if switched {
+            self.write(out).await?;
+            let early = self.upstream.input.bytes().to_vec();
+            self.upstream.input = Buffer::default();
+            self.write(&early).await?;
+            ended.bytes_out = early.len() as u64;
+            return Ok(Moved::Switched);
+        }
+        let reusable = response.reusable;
+        self.deliver(out, &mut response.body, framing, tap, &mut ended.bytes_out).await?;
+        Ok(Moved::Answered { reusable, keep })
+    }
+}
+
+/// Stage 4: a pooled connection or a new one to an endpoint of the exchange's arm, or, where the route says so and green
+/// cannot be reached, of blue.
+async fn connect(
+    route: &Route,
+    exchange: &mut telemetry::Exchange,
+    tried: &mut Vec<SocketAddr>,
+) -> Result<(Lease, Transport, bool), NotConnected> {
+    let patience = route.settings.timeouts.connect;
+    loop {
+        let arm = route.upstream(exchange.arm());
+        let Some(lease) = arm.choose(tried) else {
+            if exchange.arm() == Arm::Blue || route.settings.fallback != Fallback::Blue {
+                return Err(NotConnected::Unreachable);
+            }
+            exchange.fall_back();
+            tried.clear();
+            continue;
+        };
+        if let Some(transport) = lease.endpoint.take_idle() {
+            return Ok((lease, transport, true));
+        }
+        let failure = match time::timeout(patience, establish(arm, lease.address())).await {
+            Ok(Ok(transport)) => return Ok((lease, transport, false)),
+            Ok(Err(error)) if is_shortage(&error) => {
+                route.meter.reject("no_descriptors");
+                return Err(NotConnected::Shortage);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {patience:?}"),
+        };
+        tracing::debug!(route = route.settings.name, arm = %exchange.arm(), address = %lease.address(), failure, "Connecting failed");
+        lease.endpoint.connecting_failed(&failure);
+        tried.push(lease.address());
+    }
+}

@@ -1,0 +1,231 @@
+//! A request's head: read for what routes and identifies it, and written anew for the endpoint.
+
+use std::{io::Write, net::IpAddr};
+
+use config::Arm;
+use http::{HeaderName, HeaderValue, request::Parts};
+
+use crate::{
+    key,
+    wire::http1::{self, BodyLength, Head},
+};
+
+/// Fields that end here, by the length of their names: those for one hop (RFC 9110, section 7.6.1), and those that only
+/// this proxy may set.
+fn ends_here(name: &[u8]) -> bool {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        2 => is(b"te"),
+        7 => is(b"upgrade"),
+        8 => is(b"x-shadow"),
+        9 => is(b"forwarded"),
+        10 => is(b"connection") || is(b"keep-alive"),
+        15 => is(b"x-crossfade-arm") || is(b"x-forwarded-for"),
+        16 => is(b"proxy-connection") || is(b"x-forwarded-host"),
+        17 => is(b"transfer-encoding") || is(b"x-forwarded-proto"),
+        18 => is(b"proxy-authenticate"),
+        19 => is(b"proxy-authorization"),
+        _ => false,
+    }
+}
+
+/// A head that `wire::http1::scan` has found to be right.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    head: &'a [u8],
+    pub(super) method: &'a [u8],
+    /// In origin form, or `*`.
+    target: &'a [u8],
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+    /// As sent: of the target in absolute form, or of `Host`.
+    pub(super) authority: Option<&'a str>,
+    pub(super) http11: bool,
+    has_host: bool,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(head: &'a [u8]) -> Self {
+        let (method, target, http11) = http1::request_line_of(head);
+        let (of_target, target) = split_absolute(target);
+        let host = http1::fields(head).find(|field| field.is(b"host"));
+        let of_host = host.map(|host| host.value);
+        let text = |bytes: &'a [u8]| str::from_utf8(bytes).unwrap_or_default();
+        let whole = text(target);
+        let (path, query) = whole.split_once('?').map_or((whole, None), |(path, query)| (path, Some(query)));
+        Self {
+            head,
+            method,
+            target,
+            path: if path.is_empty() { "/" } else { path },
+            query,
+            authority: of_target.or(of_host).map(text),
+            http11,
+            has_host: of_host.is_some(),
+        }
+    }
+
+    /// The host without port and without the dot of the root, in lower case; in `room` unless it is so already.
+    pub(super) fn host<'b>(&self, room: &'b mut String) -> &'b str
+    where
+        'a: 'b,
+    {
+        let authority = self.authority.unwrap_or_default();
+        let host = match authority.rfind(':') {
+            Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+            _ => authority,
+        };
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            *room = host.to_ascii_lowercase();
+            return room;
+        }
+        host
+    }
+
+    /// The arm asked for in the request.
+    pub(super) fn wanted_arm(&self) -> Option<Arm> {
+        let wanted = http1::fields(self.head).find(|field| field.is(b"x-crossfade-arm"))?.value;
+        Arm::BOTH.into_iter().find(|arm| arm.as_str().as_bytes().eq_ignore_ascii_case(wanted))
+    }
+
+    pub(super) fn expects_continue(&self) -> bool {
+        http1::fields(self.head).any(|field| field.is(b"expect"))
+    }
+
+    pub(super) fn wants_events(&self) -> bool {
+        let accept = http1::fields(self.head).find(|field| field.is(b"accept"));
+        accept.is_some_and(|accept| accept.value.starts_with(b"text/event-stream"))
+    }
+
+    /// RFC 9110, section 7.6.2: how many more may pass it on; only TRACE and OPTIONS count.
+    pub(super) fn max_forwards(&self) -> Option<u64> {
+        let field = http1::fields(self.head).find(|field| field.is(b"max-forwards") && self.counts_forwards())?;
+        http1::decimal(field.value)
+    }
+
+    fn counts_forwards(&self) -> bool {
+        matches!(self.method, b"TRACE" | b"OPTIONS")
+    }
+
+    pub(super) fn is_trace(&self) -> bool {
+        self.method == b"TRACE"
+    }
+
+    pub(super) fn is_head(&self) -> bool {
+        self.method == b"HEAD"
+    }
+
+    /// Writes the head as the endpoint is to see it.
+    pub(super) fn write(&self, out: &mut Vec<u8>, framing: &Head, client: IpAddr, tls: bool) {
+        out.extend_from_slice(self.method);
+        out.push(b' ');
+        if !self.target.starts_with(b"/") && self.target != b"*" {
+            out.push(b'/');
+        }
+        out.extend_from_slice(self.target);
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        if !self.has_host {
+            out.extend_from_slice(b"host: ");
+            out.extend_from_slice(self.authority.unwrap_or_default().as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        let mut upgrade = Upgrade::default();
+        let named = Nominated::of(self.head);
+        for field in http1::fields(self.head) {
+            if field.is(b"max-forwards") && self.counts_forwards() {
+                let _ = write!(out, "max-forwards: {}\r\n", self.max_forwards().unwrap_or(1).saturating_sub(1));
+            } else if framing.body == BodyLength::Upgrade && field.is(b"upgrade") {
+                upgrade.offered = true;
+                out.extend_from_slice(field.line);
+            } else if field.is(b"connection") {
+                upgrade.asked |= http1::list(field.value).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+            } else if !ends_here(field.name) && !named.names(field.name) {
+                out.extend_from_slice(field.line);
+            }
+        }
+        if upgrade.offered && upgrade.asked {
+            out.extend_from_slice(b"connection: upgrade\r\n");
+        }
+        if framing.body == BodyLength::Chunked {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        // Writing into memory cannot fail.
+        let _ = write!(out, "x-forwarded-for: {}\r\nx-forwarded-proto: ", client.to_canonical());
+        out.extend_from_slice(if tls { b"https\r\n" } else { b"http\r\n" });
+        if let Some(authority) = self.authority {
+            out.extend_from_slice(b"x-forwarded-host: ");
+            out.extend_from_slice(authority.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        // RFC 9110, section 7.6.3: a gateway says that it was on the way.
+        out.extend_from_slice(if self.http11 { b"via: 1.1 crossfade\r\n\r\n" } else { b"via: 1.0 crossfade\r\n\r\n" });
+    }
+}
+
+#[derive(Default)]
+struct Upgrade {
+    offered: bool,
+    asked: bool,
+}
+
+impl key::Fields for Request<'_> {
+    fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let name = name.to_owned();
+        http1::fields(self.head).filter(move |field| field.is(name.as_bytes())).map(|field| field.value)
+    }
+}
+
+/// The authority of a target in absolute form, and the target in origin form.
+fn split_absolute(target: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    if target.starts_with(b"/") || target == b"*" {
+        return (None, target);
+    }
+    let after =
+        target.iter().position(|byte| *byte == b'/').map_or(target.len(), |slash| (slash + 2).min(target.len()));
+    let rest = &target[after..];
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let origin: &[u8] = if end == rest.len() { b"/" } else { &rest[end..] };
+    (Some(&rest[..end]), origin)
+}
+
+/// Fields that `Connection` names: they end here, too.
+pub(super) struct Nominated<'a> {
+    /// Almost always empty: `close`, `keep-alive` and `upgrade` name no field of their own.
+    names: Vec<&'a [u8]>,
+}
+
+impl<'a> Nominated<'a> {
+    pub(super) fn of(head: &'a [u8]) -> Self {
+        let options =
+            http1::fields(head).filter(|field| field.is(b"connection")).flat_map(|field| http1::list(field.value));
+        Self { names: options.filter(|option| !is_plain_option(option)).collect() }
+    }
+
+    pub(super) fn add(&mut self, value: &'a [u8]) {
+        self.names.extend(http1::list(value).filter(|option| !is_plain_option(option)));
+    }
+
+    pub(super) fn none() -> Self {
+        Self { names: Vec::new() }
+    }
+
+    pub(super) fn names(&self, name: &[u8]) -> bool {
+        self.names.iter().any(|named| named.eq_ignore_ascii_case(name))
+    }
+}
+
+fn is_plain_option(option: &[u8]) -> bool {
+    [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|plain| option.eq_ignore_ascii_case(plain))
+}
+
+/// A head that we wrote, for the mirror.
+pub(super) fn parts(head: &[u8]) -> Option<Parts> {
+    let (method, target, _) = http1::request_line_of(head);
+    let request = http::Request::builder().method(method).uri(target).body(()).ok()?;
+    let mut parts = request.into_parts().0;
+    for field in http1::fields(head) {
+        parts.headers.append(HeaderName::from_bytes(field.name).ok()?, HeaderValue::from_bytes(field.value).ok()?);
+    }
+    Some(parts)
+}

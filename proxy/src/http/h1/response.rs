@@ -1,0 +1,170 @@
+//! A response's head: checked, and written anew for the client.
+
+use std::io::Write;
+
+use http::StatusCode;
+
+use super::request::Nominated;
+use crate::wire::{chunked::Chunks, http1};
+
+/// The longest head of a response, in bytes, and the most fields.
+pub(super) const MAX_HEAD: usize = 128 * 1024;
+const MAX_FIELDS: usize = 128;
+
+/// The head of a response.
+#[derive(Debug)]
+pub(super) struct Response {
+    pub(super) status: StatusCode,
+    /// Its bytes, up to and with the empty line.
+    pub(super) length: usize,
+    pub(super) body: Body,
+    /// Whether the endpoint takes another request on the connection.
+    pub(super) reusable: bool,
+    pub(super) grpc_status: Option<u16>,
+}
+
+/// What follows the head (RFC 9112, section 6.3).
+#[derive(Debug)]
+pub(super) enum Body {
+    None,
+    /// So many bytes still.
+    Length(u64),
+    Chunked(Box<Chunks>),
+    UntilClose,
+}
+
+/// What the client can take and has asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) head: bool,
+    pub(super) upgrade: bool,
+    pub(super) http11: bool,
+    /// Whether the arm is said in the answer: then nobody else may have said it.
+    pub(super) expose_arm: bool,
+}
+
+/// The endpoint's answer cannot be read in one way only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Nonsense;
+
+impl Response {
+    /// Reads a head and writes it to `out` as the client is to see it, without the empty line, since the caller has fields
+    /// to add. `None`: more must come. Errors: it makes no sense.
+    pub(super) fn read(bytes: &[u8], asked: Asked, out: &mut Vec<u8>) -> Result<Option<Self>, Nonsense> {
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut parsed = httparse::Response::new(&mut fields);
+        let httparse::Status::Complete(length) = parsed.parse(bytes).map_err(|_| Nonsense)? else {
+            return if bytes.len() >= MAX_HEAD { Err(Nonsense) } else { Ok(None) };
+        };
+        let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Nonsense)?;
+        let switching = status == StatusCode::SWITCHING_PROTOCOLS;
+        if switching && !asked.upgrade {
+            return Err(Nonsense);
+        }
+
+        let mut framing = Framing::default();
+        let mut named = Nominated::none();
+        let mut close = parsed.version == Some(0);
+        let mut grpc_status = None;
+        for field in parsed.headers.iter() {
+            framing.take(field)?;
+            match field.name.len() {
+                10 if field.name.eq_ignore_ascii_case("connection") => {
+                    for option in http1::list(field.value) {
+                        close |= option.eq_ignore_ascii_case(b"close");
+                        close &= !option.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                    named.add(field.value);
+                }
+                11 if field.name.eq_ignore_ascii_case("grpc-status") => {
+                    grpc_status = str::from_utf8(field.value).ok().and_then(|status| status.parse().ok());
+                }
+                _ => {}
+            }
+        }
+        let body = framing.body(status, asked.head)?;
+
+        out.extend_from_slice(b"HTTP/1.1 ");
+        let _ = write!(out, "{} ", status.as_u16());
+        out.extend_from_slice(parsed.reason.unwrap_or_default().as_bytes());
+        out.extend_from_slice(b"\r\n");
+        for field in parsed.headers.iter() {
+            let name = field.name.as_bytes();
+            let stays = match name.len() {
+                // RFC 9110, section 8.6: not in 1xx and 204.
+                14 if name.eq_ignore_ascii_case(b"content-length") => {
+                    !status.is_informational() && status != StatusCode::NO_CONTENT
+                }
+                7 if name.eq_ignore_ascii_case(b"upgrade") => switching,
+                10 if name.eq_ignore_ascii_case(b"connection") || name.eq_ignore_ascii_case(b"keep-alive") => false,
+                15 if name.eq_ignore_ascii_case(b"x-crossfade-arm") => !asked.expose_arm && !named.names(name),
+                16 if name.eq_ignore_ascii_case(b"proxy-connection") => false,
+                17 if name.eq_ignore_ascii_case(b"transfer-encoding") => false,
+                18 if name.eq_ignore_ascii_case(b"proxy-authenticate") => false,
+                _ => !named.names(name),
+            };
+            if stays {
+                out.extend_from_slice(name);
+                out.extend_from_slice(b": ");
+                out.extend_from_slice(field.value);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+        if switching {
+            out.extend_from_slice(b"connection: upgrade\r\n");
+        }
+        if asked.http11 && (matches!(body, Body::Chunked(_)) || (asked.head && framing.chunked)) {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        let reusable = !close && !switching && !matches!(body, Body::UntilClose);
+        Ok(Some(Self { status, length, body, reusable, grpc_status }))
+    }
+}
+
+#[derive(Default)]
+struct Framing {
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl Framing {
+    /// RFC 9112, sections 6.1 to 6.3. A length that is repeated with the same value is that length.
+    fn take(&mut self, field: &httparse::Header<'_>) -> Result<(), Nonsense> {
+        match field.name.len() {
+            14 if field.name.eq_ignore_ascii_case("content-length") => {
+                for value in http1::list(field.value) {
+                    let length = http1::decimal(value).ok_or(Nonsense)?;
+                    if self.length.is_some_and(|known| known != length) {
+                        return Err(Nonsense);
+                    }
+                    self.length = Some(length);
+                }
+                if self.length.is_none() {
+                    return Err(Nonsense);
+                }
+            }
+            17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
+                if self.chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Nonsense);
+                }
+                self.chunked = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn body(&self, status: StatusCode, to_head: bool) -> Result<Body, Nonsense> {
+        if self.chunked && self.length.is_some() {
+            return Err(Nonsense);
+        }
+        Ok(match self.length {
+            _ if to_head || status.is_informational() => Body::None,
+            _ if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => Body::None,
+            Some(0) => Body::None,
+            Some(length) => Body::Length(length),
+            None if self.chunked => Body::Chunked(Box::default()),
+            None => Body::UntilClose,
+        })
+    }
+}

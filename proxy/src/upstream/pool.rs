@@ -1,0 +1,55 @@
+//! Idle connections to one endpoint, of one worker.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Waker},
+};
+
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    time::{Duration, Instant},
+};
+
+use crate::transport::Transport;
+
+/// How long an unused connection is kept. Below what servers commonly allow (nginx: 75 s), so that it is rarely the
+/// endpoint that closes first.
+const IDLE: Duration = Duration::from_secs(55);
+/// Connections kept at most. The one that was idle for longest makes room.
+const MOST: usize = 1024;
+
+/// The one used last is taken first, so that those too many grow old.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    idle: VecDeque<(Transport, Instant)>,
+}
+
+impl Pool {
+    /// A connection on which the endpoint has said nothing since, not even that it closes.
+    pub(super) fn take(&mut self) -> Option<Transport> {
+        while let Some((mut transport, _)) = self.idle.pop_back() {
+            let mut byte = [0];
+            let mut byte = ReadBuf::new(&mut byte);
+            // Costs no system call while nothing has come.
+            let heard = Pin::new(&mut transport).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
+            if heard.is_pending() {
+                return Some(transport);
+            }
+        }
+        None
+    }
+
+    pub(super) fn keep(&mut self, transport: Transport, now: Instant) {
+        if self.idle.len() == MOST {
+            self.idle.pop_front();
+        }
+        self.idle.push_back((transport, now));
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant) {
+        while self.idle.front().is_some_and(|(_, since)| now.duration_since(*since) >= IDLE) {
+            self.idle.pop_front();
+        }
+    }
+}
