@@ -171,12 +171,7 @@ fn everything(http_at: SocketAddr, tcp_at: SocketAddr, seconds: u64) -> Vec<Part
             Decided::Connection,
             many(load(Protocol::WebSocket(websocket), http_at, &stages(200), 8)),
         ),
-        Part::new(
-            "tcp-kept",
-            "tcp",
-            Decided::Connection,
-            many(by_source(load(line(1_000_000), tcp_at, &stages(150), 8))),
-        ),
+        Part::new("tcp-kept", "tcp", Decided::Connection, many(by_source(load(line(50), tcp_at, &stages(150), 8)))),
         Part::new("tcp-new", "tcp", Decided::Connection, many(by_source(load(line(2), tcp_at, &stages(100), 8)))),
     ]
 }
@@ -398,4 +393,40 @@ async fn reloads_of_configuration_and_certificates_lose_nothing() {
     let dir = origins.end().await;
     write_changes(&dir.path().join("none"), &[]);
     check(&parts, &reports, dir.path(), |_| dir.path().join("none"));
+}
+
+/// Two takeovers one after the other, each by a process that starts while the one before it carries all the load, which
+/// ends by itself when its last connection does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_process_that_is_replaced_under_load_twice_loses_nothing() {
+    const SECONDS: u64 = 12;
+    let origins = Origins::start().await;
+    let brokers = [Mosquitto::start().await, Mosquitto::start().await];
+    let [blue, green] = [&brokers[0], &brokers[1]].map(|broker| broker.address);
+    let web = origins.http.route().green_percentage(50.0);
+    let bus = origins.tcp_route().green_percentage(50.0);
+    let broker = Route::mqtt(blue, green).green_percentage(50.0);
+    let routes = format!("{web}\n{bus}\n{broker}");
+    let mut crossfade = Crossfade::start_with("[server]\ndrain = \"30s\"", &routes).await;
+    let mut parts = everything(web.listen, bus.listen, SECONDS);
+    parts.push(devices(broker.listen, [blue, green], SECONDS));
+
+    let replacing = async {
+        let mut before = Vec::new();
+        for _ in 0..2 {
+            time::sleep(Duration::from_secs(SECONDS / 4)).await;
+            before.push(crossfade.take_over().await);
+        }
+        before
+    };
+    let both = async { tokio::join!(run(&parts, &origins), replacing) };
+    let (reports, before) = time::timeout(Duration::from_secs(SECONDS * 5), both).await.expect("done in good time");
+    for mut process in before {
+        assert_eq!(process.ended().await, Some(0));
+    }
+    let dir = origins.end().await;
+    write_changes(&dir.path().join("none"), &[]);
+    check(&parts, &reports, dir.path(), |_| dir.path().join("none"));
+    let sent: u64 = reports.iter().map(|report| report.account.sent).sum();
+    println!("{sent} requests, two takeovers");
 }
