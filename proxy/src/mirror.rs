@@ -116,7 +116,10 @@ impl Mirror {
         if !sampled {
             return None;
         }
-        let request = request()?;
+        let Some(request) = request() else {
+            dropped("bad_target");
+            return None;
+        };
         if let Some(reason) = incomparable(&request, without_body) {
             dropped(reason);
             return None;

@@ -33,6 +33,16 @@ impl Transport {
         }
     }
 
+    /// Closing it will tell the peer that what it got is not whole.
+    pub(crate) fn reset_on_drop(&self) {
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        // Failing means that it is closed already.
+        let _ = tcp.set_zero_linger();
+    }
+
     pub(crate) fn fd(&self) -> RawFd {
         match self {
             Self::Plain(tcp) => tcp.as_raw_fd(),

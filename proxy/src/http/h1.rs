@@ -42,9 +42,11 @@ use response::{Asked, Body};
 
 /// Time for an answer of our own to be taken.
 const OWN_ANSWER: Duration = Duration::from_secs(5);
+/// Interim answers (1xx) to one request. More are a flood.
+const MAX_INTERIM: usize = 32;
 /// How long a client may go on in a tunnel after the endpoint has closed it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How often one request may be sent again when it is certain that it was not processed.
+/// How often one idempotent request may be sent again when its pooled connection ended without a word.
 const MAX_REPLAYS: u8 = 3;
 
 /// A client's connection.
@@ -403,6 +405,7 @@ impl Http1 {
                 upload: Upload::new(head.body, carried.started),
                 patience,
                 since: carried.started,
+                heard: false,
                 client,
                 upstream: &mut upstream,
             };
@@ -412,7 +415,9 @@ impl Http1 {
             ended.bytes_in = bytes_in;
             match moved {
                 Ok(Moved::Answered { reusable, keep }) => {
-                    let keep = keep && (upload_done || exchange.finish_upload(timeouts.request_header).await);
+                    let keep = keep
+                        && !exchange.upload.stopped
+                        && (upload_done || exchange.finish_upload(timeouts.request_header).await);
                     if reusable && upload_done && upstream.input.is_empty() {
                         lease.endpoint.keep_idle(upstream.transport);
                     }
@@ -450,7 +455,10 @@ impl Http1 {
                             client.answer(&answer, false).await
                         }
                         // What has been sent is not whole, and must not look as if it were.
-                        _ => After::Abort,
+                        _ => {
+                            client.transport.reset_on_drop();
+                            After::Abort
+                        }
                     };
                 }
             }
@@ -526,10 +534,15 @@ impl Exchange<'_> {
         out.clear();
 
         let asked = carried.asked;
+        let mut interim = 0;
         let mut response = loop {
             let response = self.answer(asked, out).await?;
             if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
                 break response;
+            }
+            interim += 1;
+            if interim > MAX_INTERIM {
+                return Err(Broken::Upstream { early: false });
             }
             // RFC 9110, section 15.2: a 1.0 client knows no interim answers.
             if asked.http11 {
@@ -539,6 +552,7 @@ impl Exchange<'_> {
             out.clear();
         };
         let latency_us = carried.started.elapsed().as_micros() as u64;
+        self.upload.answered = true;
         (ended.status, ended.latency_us) = (Some(response.status), Some(latency_us));
         ended.grpc_status = response.grpc_status;
         if let Some(tap) = tap {

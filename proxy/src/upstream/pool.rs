@@ -2,12 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     task::{Context, Waker},
 };
 
 use tokio::{
     io::{AsyncRead, ReadBuf},
+    task::unconstrained,
     time::{Duration, Instant},
 };
 
@@ -32,8 +34,12 @@ impl Pool {
             let mut byte = [0];
             let mut byte = ReadBuf::new(&mut byte);
             // Costs no system call while nothing has come.
-            let heard = Pin::new(&mut transport).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
-            if heard.is_pending() {
+            // Unconstrained, or a task that has used its time up would find every connection quiet.
+            let quiet = {
+                let read = poll_fn(|cx| Pin::new(&mut transport).poll_read(cx, &mut byte));
+                pin!(unconstrained(read)).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+            };
+            if quiet {
                 return Some(transport);
             }
         }

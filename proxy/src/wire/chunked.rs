@@ -7,8 +7,10 @@ use super::http1::is_token;
 /// up to something.
 const MAX_EXTENSIONS: usize = 16 * 1024;
 const MAX_TRAILERS: usize = 16 * 1024;
-/// Fields that mean nothing good in a trailer (RFC 9110, section 6.5.1): framing, routing, and what says who we are.
-const FORBIDDEN: [&[u8]; 8] = [
+/// Digits of a chunk's size.
+const MAX_DIGITS: usize = 16;
+/// Fields that mean nothing good in a trailer (RFC 9110, section 6.5.1): framing, routing, and what says who somebody is.
+const FORBIDDEN: [&[u8]; 20] = [
     b"transfer-encoding",
     b"content-length",
     b"host",
@@ -17,6 +19,18 @@ const FORBIDDEN: [&[u8]; 8] = [
     b"te",
     b"authorization",
     b"content-encoding",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-crossfade-arm",
+    b"x-shadow",
+    b"cookie",
+    b"set-cookie",
+    b"proxy-authorization",
+    b"upgrade",
+    b"keep-alive",
+    b"expect",
 ];
 
 /// Finds the end of a chunked body.
@@ -96,8 +110,8 @@ impl Chunks {
             (State::Size(size), b'\r') => State::SizeCr(size),
             (State::Size(size), b';') => State::Extension(size),
             (State::Size(size), _) => match digit {
-                // Fifteen digits are 2^60: more than anybody sends, and nothing overflows.
-                Some(digit) if size < 1 << 56 => State::Size(size << 4 | digit),
+                // Fifteen digits are 2^60: more than anybody sends, and nothing overflows. Zeros in front end, too.
+                Some(digit) if size < 1 << 56 && self.open < MAX_DIGITS => State::Size(size << 4 | digit),
                 _ => return Err(Malformed),
             },
             (State::Extension(size), b'\r') => State::SizeCr(size),
@@ -183,6 +197,8 @@ mod tests {
             "5;a\x00\r\n",
             "5;a\rb\r\n",
             "fffffffffffffffff\r\n",
+            "00000000000000000",
+            "0\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n",
             "0\r\n\n",
             "0\r\nx: y\n\r\n",
             "0\r\n x: y\r\n\r\n",

@@ -79,6 +79,9 @@ impl Buffer {
             self.room = FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; ROOM].into_boxed_slice());
         }
         if self.end == self.room.len() {
+            if self.start == 0 && self.room.len() >= limit.max(ROOM) {
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+            }
             self.make_room(limit);
         }
         let mut free = ReadBuf::new(&mut self.room[self.end..]);

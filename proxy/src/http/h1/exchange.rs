@@ -105,6 +105,12 @@ pub(super) struct Upload {
     pub(super) bytes: u64,
     /// The endpoint takes no more: it has answered already.
     refused: bool,
+    /// TLS holds bytes that the socket has not taken yet.
+    unflushed: bool,
+    /// The answer has begun: a client that stops its body now still gets it.
+    pub(super) answered: bool,
+    /// The client has stopped its body short.
+    pub(super) stopped: bool,
     last_read: Instant,
 }
 
@@ -122,11 +128,25 @@ impl Upload {
             BodyLength::Length(length) => Rest::Length(length),
             BodyLength::Chunked => Rest::Chunks(Box::default()),
         };
-        Self { rest, pending: 0, held: 0, bytes: 0, refused: false, last_read: now }
+        Self {
+            rest,
+            pending: 0,
+            held: 0,
+            bytes: 0,
+            refused: false,
+            unflushed: false,
+            answered: false,
+            stopped: false,
+            last_read: now,
+        }
     }
 
     /// Everything has come in and was written.
     pub(super) fn is_done(&self) -> bool {
+        self.is_written() && !self.unflushed
+    }
+
+    fn is_written(&self) -> bool {
         self.pending == 0 && matches!(self.rest, Rest::Nothing)
     }
 
@@ -191,21 +211,30 @@ impl Upload {
                     Poll::Ready(Ok(written)) if written > 0 => {
                         client.input.advance(written);
                         self.pending -= written;
+                        self.unflushed = true;
                     }
                     // It may have answered before it closed: the answer decides.
                     Poll::Ready(_) => self.refused = true,
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            if self.is_done() {
-                if !self.refused {
-                    // A failure shows when the answer is read.
-                    let _ = Pin::new(&mut *upstream).poll_flush(cx);
+            if self.is_written() {
+                if self.unflushed && !self.refused && Pin::new(&mut *upstream).poll_flush(cx).is_pending() {
+                    return Poll::Pending;
                 }
+                // A failure shows when the answer is read.
+                self.unflushed = false;
                 return Poll::Ready(Ok(()));
+            }
+            if self.stopped {
+                return Poll::Pending;
             }
             if client.input.len() == self.held {
                 match client.input.poll_fill(cx, &mut client.transport, MAX_HEAD) {
+                    Poll::Ready(Ok(0)) if self.answered => {
+                        self.stopped = true;
+                        return Poll::Pending;
+                    }
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Broken::Client)),
                     Poll::Ready(Ok(_)) => self.last_read = Instant::now(),
                     Poll::Pending => {
@@ -234,12 +263,14 @@ pub(super) struct Exchange<'a> {
     pub(super) patience: Patience,
     /// What the last wait began with.
     pub(super) since: Instant,
+    /// Something of an answer has come.
+    pub(super) heard: bool,
 }
 
 impl Exchange<'_> {
     /// Writes the request's head, and what of its body goes with it.
     pub(super) async fn send(&mut self, head: &[u8]) -> Result<(), Broken> {
-        let Self { client, upstream, patience, since, .. } = self;
+        let Self { client, upstream, upload, patience, since, .. } = self;
         let deadline = *since + patience.write;
         let mut sent = 0;
         let Client { alarm, .. } = &mut **client;
@@ -251,8 +282,8 @@ impl Exchange<'_> {
                     Poll::Pending => return alarm.poll(cx, deadline).map(|()| Err(Broken::UpstreamSilent)),
                 }
             }
-            // TLS may hold some of it; whatever goes wrong shows when the answer is read.
-            let _ = Pin::new(&mut upstream.transport).poll_flush(cx);
+            // TLS may hold some of it, which then goes on with the upload; a failure shows when the answer is read.
+            upload.unflushed = Pin::new(&mut upstream.transport).poll_flush(cx).is_pending();
             Poll::Ready(Ok(()))
         })
         .await
@@ -271,6 +302,8 @@ impl Exchange<'_> {
             if let Poll::Ready(heard) = upstream.input.poll_fill(cx, &mut upstream.transport, limit) {
                 return Poll::Ready(heard.map_err(|_| Broken::Upstream { early: false }));
             }
+            // What TLS holds for the client, who waits for it.
+            let _ = Pin::new(&mut client.transport).poll_flush(cx);
             let deadline = began.max(upload.last_read) + patience;
             client
                 .alarm
@@ -290,11 +323,11 @@ impl Exchange<'_> {
                     return Ok(response);
                 }
             }
-            let nothing = self.upstream.input.is_empty();
+            let nothing = !self.heard;
             match self.hear(MAX_HEAD, self.patience.answer).await {
                 Ok(0) => return Err(Broken::Upstream { early: nothing }),
                 Err(Broken::Upstream { .. }) => return Err(Broken::Upstream { early: nothing }),
-                Ok(_) => {}
+                Ok(_) => self.heard = true,
                 Err(broken) => return Err(broken),
             }
         }

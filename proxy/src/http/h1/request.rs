@@ -13,13 +13,16 @@ use crate::{
 /// Fields that end here, by the length of their names: those for one hop (RFC 9110, section 7.6.1), and those that only
 /// this proxy may set.
 fn ends_here(name: &[u8]) -> bool {
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    // Servers that pass fields on as CGI variables take an underscore for a hyphen.
+    let same = |a: u8, b: u8| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+    let is = |known: &[u8]| name.iter().zip(known).all(|(a, b)| same(*a, *b));
     match name.len() {
         2 => is(b"te"),
         7 => is(b"upgrade"),
         8 => is(b"x-shadow"),
         9 => is(b"forwarded"),
         10 => is(b"connection") || is(b"keep-alive"),
+        14 => name.contains(&b'_') && is(b"content-length"),
         15 => is(b"x-crossfade-arm") || is(b"x-forwarded-for"),
         16 => is(b"proxy-connection") || is(b"x-forwarded-host"),
         17 => is(b"transfer-encoding") || is(b"x-forwarded-proto"),
@@ -208,6 +211,10 @@ impl<'a> Nominated<'a> {
 
     pub(super) fn none() -> Self {
         Self { names: Vec::new() }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.names.len()
     }
 
     pub(super) fn names(&self, name: &[u8]) -> bool {

@@ -10,6 +10,8 @@ use crate::wire::{chunked::Chunks, http1};
 /// The longest head of a response, in bytes, and the most fields.
 pub(super) const MAX_HEAD: usize = 128 * 1024;
 const MAX_FIELDS: usize = 128;
+/// The most fields that `Connection` may name.
+const MAX_NOMINATED: usize = 32;
 
 /// The head of a response.
 #[derive(Debug)]
@@ -64,17 +66,20 @@ impl Response {
 
         let mut framing = Framing::default();
         let mut named = Nominated::none();
-        let mut close = parsed.version == Some(0);
+        let (mut said_close, mut said_keep) = (false, false);
         let mut grpc_status = None;
         for field in parsed.headers.iter() {
             framing.take(field)?;
             match field.name.len() {
                 10 if field.name.eq_ignore_ascii_case("connection") => {
                     for option in http1::list(field.value) {
-                        close |= option.eq_ignore_ascii_case(b"close");
-                        close &= !option.eq_ignore_ascii_case(b"keep-alive");
+                        said_close |= option.eq_ignore_ascii_case(b"close");
+                        said_keep |= option.eq_ignore_ascii_case(b"keep-alive");
                     }
                     named.add(field.value);
+                    if named.count() > MAX_NOMINATED {
+                        return Err(Nonsense);
+                    }
                 }
                 11 if field.name.eq_ignore_ascii_case("grpc-status") => {
                     grpc_status = str::from_utf8(field.value).ok().and_then(|status| status.parse().ok());
@@ -83,6 +88,10 @@ impl Response {
             }
         }
         let body = framing.body(status, asked.head)?;
+        // RFC 9112, section 9.3: `close` wins.
+        let close = said_close || (parsed.version == Some(0) && !said_keep);
+        // RFC 9110, section 8.6: not in 1xx and 204, where there is no body either.
+        let bodiless = status.is_informational() || status == StatusCode::NO_CONTENT;
 
         out.extend_from_slice(b"HTTP/1.1 ");
         let _ = write!(out, "{} ", status.as_u16());
@@ -91,10 +100,7 @@ impl Response {
         for field in parsed.headers.iter() {
             let name = field.name.as_bytes();
             let stays = match name.len() {
-                // RFC 9110, section 8.6: not in 1xx and 204.
-                14 if name.eq_ignore_ascii_case(b"content-length") => {
-                    !status.is_informational() && status != StatusCode::NO_CONTENT
-                }
+                14 if name.eq_ignore_ascii_case(b"content-length") => false,
                 7 if name.eq_ignore_ascii_case(b"upgrade") => switching,
                 10 if name.eq_ignore_ascii_case(b"connection") || name.eq_ignore_ascii_case(b"keep-alive") => false,
                 15 if name.eq_ignore_ascii_case(b"x-crossfade-arm") => !asked.expose_arm && !named.names(name),
@@ -113,10 +119,16 @@ impl Response {
         if switching {
             out.extend_from_slice(b"connection: upgrade\r\n");
         }
-        if asked.http11 && (matches!(body, Body::Chunked(_)) || (asked.head && framing.chunked)) {
+        // Once, and in one spelling, however often it came.
+        if let Some(length) = framing.length.filter(|_| !bodiless) {
+            let _ = write!(out, "content-length: {length}\r\n");
+        }
+        if asked.http11 && (matches!(body, Body::Chunked(_)) || (asked.head && framing.chunked && !bodiless)) {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
-        let reusable = !close && !switching && !matches!(body, Body::UntilClose);
+        // An endpoint that announces a body where there is none may send it all the same.
+        let odd = bodiless && (framing.chunked || framing.length.is_some_and(|length| length > 0));
+        let reusable = !close && !switching && !odd && !matches!(body, Body::UntilClose);
         Ok(Some(Self { status, length, body, reusable, grpc_status }))
     }
 }
