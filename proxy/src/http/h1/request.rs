@@ -236,3 +236,80 @@ pub(super) fn parts(head: &[u8]) -> Option<Parts> {
     }
     Some(parts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::http1::{Scan, scan};
+
+    fn written(head: &str) -> String {
+        let Scan::Head(framing) = scan(head.as_bytes(), 0) else { panic!("{head:?} is no head") };
+        let mut out = Vec::new();
+        Request::new(head.as_bytes()).write(&mut out, &framing, IpAddr::from([192, 0, 2, 7]), true);
+        String::from_utf8(out).unwrap()
+    }
+
+    const ADDED: &str = "x-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: https\r\nx-forwarded-host: a.example\r\nvia: 1.1 crossfade\r\n\r\n";
+
+    #[test]
+    fn an_endpoint_learns_who_called_and_nobody_can_forge_it() {
+        for forged in [
+            "X-Forwarded-For: 10.0.0.1",
+            "x_forwarded_for: 10.0.0.1",
+            "X-Forwarded_Proto: http",
+            "x_forwarded-host: b",
+            "Forwarded: for=10.0.0.1",
+            "X-Shadow: 1",
+            "x_crossfade_arm: green",
+            "Proxy-Authorization: Basic x",
+            "Transfer_Encoding: chunked",
+            "Content_Length: 5",
+            "Connection: x-hop\r\nX-Hop: 1",
+            "TE: trailers",
+            "Keep-Alive: 5",
+        ] {
+            let out = written(&format!("GET /p?q HTTP/1.1\r\nHost: a.example\r\n{forged}\r\nX-End: 1\r\n\r\n"));
+            assert_eq!(out, format!("GET /p?q HTTP/1.1\r\nHost: a.example\r\nX-End: 1\r\n{ADDED}"), "{forged}");
+        }
+    }
+
+    #[test]
+    fn a_target_in_absolute_form_reaches_the_endpoint_in_origin_form() {
+        for (target, expected) in [
+            ("http://a.example/p?q", "/p?q"),
+            ("http://a.example", "/"),
+            ("http://a.example?q", "/?q"),
+            ("HTTPS://a.example/", "/"),
+        ] {
+            let out = written(&format!("GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n"));
+            assert_eq!(out, format!("GET {expected} HTTP/1.1\r\nHost: a.example\r\n{ADDED}"), "{target}");
+        }
+        let out = written("GET http://a.example/ HTTP/1.0\r\n\r\n");
+        assert!(
+            out.starts_with("GET / HTTP/1.1\r\nhost: a.example\r\n") && out.contains("via: 1.0 crossfade"),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn an_upgrade_goes_on_only_when_it_was_asked_for() {
+        let asked = written("GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert!(asked.contains("Upgrade: websocket\r\nconnection: upgrade\r\n"), "{asked}");
+        let plain = written("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n");
+        assert!(plain.contains("transfer-encoding: chunked\r\n") && !plain.contains("pgrade"), "{plain}");
+    }
+
+    #[test]
+    fn the_host_is_compared_without_case_port_and_final_dot() {
+        for (host, expected) in [
+            ("Shop.Example:8080", "shop.example"),
+            ("shop.example.", "shop.example"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+            let mut room = String::new();
+            assert_eq!(Request::new(head.as_bytes()).host(&mut room), expected);
+        }
+    }
+}

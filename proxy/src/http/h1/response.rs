@@ -180,3 +180,68 @@ impl Framing {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: Asked = Asked { head: false, upgrade: false, http11: true, expose_arm: false };
+
+    fn read(head: &str, asked: Asked) -> Result<(Response, String), Nonsense> {
+        let mut out = Vec::new();
+        let response = Response::read(head.as_bytes(), asked, &mut out)?.expect("the head is whole");
+        Ok((response, String::from_utf8(out).unwrap()))
+    }
+
+    #[test]
+    fn a_head_is_written_anew_without_what_was_for_one_hop() {
+        let head = "HTTP/1.1 200 Fine\r\nContent-Length: 5, 5\r\nConnection: keep-alive, x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\n\
+                    Upgrade: h2c\r\nProxy-Authenticate: Basic\r\nX-End: 2\r\nx-crossfade-arm: blue\r\n\r\n";
+        let (response, out) = read(head, ASKED).unwrap();
+        assert!(matches!(response.body, Body::Length(5)) && response.reusable);
+        assert_eq!(out, "HTTP/1.1 200 Fine\r\nX-End: 2\r\nx-crossfade-arm: blue\r\ncontent-length: 5\r\n");
+        let (_, out) = read(head, Asked { expose_arm: true, ..ASKED }).unwrap();
+        assert!(!out.contains("x-crossfade-arm"));
+    }
+
+    #[test]
+    fn the_body_is_as_long_as_rfc_9112_says() {
+        for (head, asked_head, expected, reusable) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", false, "None", true),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n", true, "None", true),
+            ("HTTP/1.1 204 No Content\r\n\r\n", false, "None", true),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n", false, "None", false),
+            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", false, "None", true),
+            ("HTTP/1.1 103 Early Hints\r\n\r\n", false, "None", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false, "Chunked", true),
+            ("HTTP/1.1 200 OK\r\n\r\n", false, "UntilClose", false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close, keep-alive\r\n\r\n", false, "Length", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n", false, "Length", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 1\r\nconnection: keep-alive\r\n\r\n", false, "Length", true),
+        ] {
+            let (response, out) = read(head, Asked { head: asked_head, ..ASKED }).unwrap();
+            assert!(format!("{:?}", response.body).starts_with(expected), "{head:?}: {:?}", response.body);
+            assert_eq!(response.reusable, reusable, "{head:?}");
+            assert_eq!(out.contains("transfer-encoding"), expected == "Chunked", "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_makes_no_sense() {
+        let many = format!("HTTP/1.1 200 OK\r\nconnection: {}\r\n\r\n", "x,".repeat(100));
+        for head in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: \r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nx y: z\r\n\r\n",
+            "SSH-2.0-OpenSSH\r\n\r\n",
+            &many,
+        ] {
+            assert_eq!(read(head, ASKED).map(|_| ()), Err(Nonsense), "{head:?}");
+        }
+    }
+}
