@@ -2,11 +2,13 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -31,6 +33,16 @@ impl Transport {
             Self::Plain(_) => None,
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
         }
+    }
+
+    /// Whether the system holds nothing of the peer's for us, not even its end.
+    pub(crate) fn is_silent(&self) -> bool {
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Closing it will tell the peer that what it got is not whole.

@@ -129,9 +129,9 @@ impl Endpoint {
         }
     }
 
-    /// An idle connection of this worker's that still stands.
-    pub(crate) fn take_idle(&self) -> Option<Transport> {
-        self.pool.local().lock().take()
+    /// An idle connection of this worker's that still stands. `surely`: for a request that could not be sent again.
+    pub(crate) fn take_idle(&self, surely: bool) -> Option<Transport> {
+        self.pool.local().lock().take(surely)
     }
 
     /// Keeps a connection for this worker's next request.

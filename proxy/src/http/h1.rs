@@ -374,8 +374,10 @@ impl Http1 {
         let mut tap = None;
         let mut replays = 0;
         let mut tried = Vec::new();
+        let repeatable = head.idempotent && head.body == BodyLength::None;
         loop {
-            let (lease, transport, reused) = match connect(&route, &mut carried.exchange, &mut tried).await {
+            let (lease, transport, reused) = match connect(&route, &mut carried.exchange, &mut tried, !repeatable).await
+            {
                 Ok(connected) => connected,
                 Err(why) => {
                     let text = match why {
@@ -433,9 +435,7 @@ impl Http1 {
                     self.tunnel(client, upstream, &route, ended).await;
                     return After::Abort;
                 }
-                Err(Broken::Upstream { early: true })
-                    if reused && head.idempotent && head.body == BodyLength::None && replays < MAX_REPLAYS =>
-                {
+                Err(Broken::Upstream { early: true }) if reused && repeatable && replays < MAX_REPLAYS => {
                     // A pooled connection that the endpoint closed in the meantime.
                     replays += 1;
                     out.clear();
@@ -599,11 +599,12 @@ impl Exchange<'_> {
 }
 
 /// Stage 4: a pooled connection or a new one to an endpoint of the exchange's arm, or, where the route says so and green
-/// cannot be reached, of blue.
+/// cannot be reached, of blue. `surely`: the request could not be sent again.
 async fn connect(
     route: &Route,
     exchange: &mut telemetry::Exchange,
     tried: &mut Vec<SocketAddr>,
+    surely: bool,
 ) -> Result<(Lease, Transport, bool), NotConnected> {
     let patience = route.settings.timeouts.connect;
     loop {
@@ -616,7 +617,7 @@ async fn connect(
             tried.clear();
             continue;
         };
-        if let Some(transport) = lease.endpoint.take_idle() {
+        if let Some(transport) = lease.endpoint.take_idle(surely) {
             return Ok((lease, transport, true));
         }
         let failure = match time::timeout(patience, establish(arm, lease.address())).await {

@@ -28,8 +28,9 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// A connection on which the endpoint has said nothing since, not even that it closes.
-    pub(super) fn take(&mut self) -> Option<Transport> {
+    /// A connection on which the endpoint has said nothing since, not even that it closes. `surely`: asks the system, for a
+    /// request that could not be sent again; else what the runtime has heard of is enough, which costs no system call.
+    pub(super) fn take(&mut self, surely: bool) -> Option<Transport> {
         while let Some((mut transport, _)) = self.idle.pop_back() {
             let mut byte = [0];
             let mut byte = ReadBuf::new(&mut byte);
@@ -39,7 +40,7 @@ impl Pool {
                 let read = poll_fn(|cx| Pin::new(&mut transport).poll_read(cx, &mut byte));
                 pin!(unconstrained(read)).poll(&mut Context::from_waker(Waker::noop())).is_pending()
             };
-            if quiet {
+            if quiet && (!surely || transport.is_silent()) {
                 return Some(transport);
             }
         }
