@@ -87,6 +87,24 @@ impl FromStr for KeyPlace {
 }
 
 impl HttpLoad {
+    /// GET requests for `/` in clear, the key in `x-session-id`, on kept connections; eight at once on each over HTTP/2.
+    pub fn new(version: HttpVersion, authority: &str) -> Self {
+        Self {
+            version,
+            method: Method::GET,
+            scheme: "http",
+            authority: authority.to_owned(),
+            path: "/".to_owned(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            key: KeyPlace::Header(HeaderName::from_static("x-session-id")),
+            requests_per_connection: None,
+            streams: if version == HttpVersion::Http1 { 1 } else { 8 },
+            read_rate: None,
+            label: None,
+        }
+    }
+
     /// Tasks for the slots of one worker's connections.
     pub(super) fn slots(&self, connections: impl Iterator<Item = usize>, share: &Share<'_>) -> Vec<JoinHandle<()>> {
         let load = share.load;

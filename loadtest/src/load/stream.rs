@@ -109,6 +109,11 @@ impl ServerCertVerifier for Anyone {
 }
 
 impl Endpoint {
+    /// In clear.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { addresses: vec![address], tls: None, source_by_key: false }
+    }
+
     /// Connects on behalf of `key`. `nth` picks the address. Errors: TCP or TLS cannot be set up.
     pub(crate) async fn connect(&self, nth: usize, key: u64) -> Result<Stream, Failure> {
         let address = self.addresses[nth % self.addresses.len()];

@@ -10,8 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method};
 use loadtest::{
     keys::Keys,
     load::{Endpoint, HttpLoad, HttpVersion, KeyPlace, Load, Pace, Protocol, TcpLoad},
@@ -28,26 +26,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{any_port, soon, until};
 
 fn http(version: HttpVersion, address: SocketAddr) -> HttpLoad {
-    HttpLoad {
-        version,
-        method: Method::GET,
-        scheme: "http",
-        authority: address.to_string(),
-        path: "/".to_owned(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        key: KeyPlace::Header(HeaderName::from_static("x-session-id")),
-        requests_per_connection: None,
-        streams: if version == HttpVersion::Http1 { 1 } else { 4 },
-        read_rate: None,
-        label: None,
-    }
+    HttpLoad::new(version, &address.to_string())
 }
 
 fn load(protocol: Protocol, address: SocketAddr, stages: &str) -> Load {
     Load {
         protocol,
-        endpoint: Endpoint { addresses: vec![address], tls: None, source_by_key: false },
+        endpoint: Endpoint::plain(address),
         target: address.to_string(),
         pace: Pace::Open(Arc::new(stages.parse().unwrap())),
         connections: 4,

@@ -10,13 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use clap::Args;
 use config::Config;
-use http::{HeaderMap, HeaderName, Method};
+use http::HeaderName;
 use loadtest::{
     keys::Keys,
-    load::{Endpoint, HttpLoad, HttpVersion, KeyPlace, Load, MqttLoad, MqttVersion, Pace, Progress, Protocol, Qos},
+    load::{Endpoint, HttpLoad, HttpVersion, Load, MqttLoad, MqttVersion, Pace, Progress, Protocol, Qos},
     origin::{HttpOrigin, MqttBroker, control::Control},
     schedule::{Rate, Schedule},
 };
@@ -180,20 +179,8 @@ Ctrl-C ends everything.
 }
 
 fn web_load(target: SocketAddr) -> Load {
-    let http = HttpLoad {
-        version: HttpVersion::Http1,
-        method: Method::GET,
-        scheme: "http",
-        authority: target.to_string(),
-        path: "/".to_owned(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        key: KeyPlace::Header(HeaderName::from_static("x-session-id")),
-        requests_per_connection: None,
-        streams: 1,
-        read_rate: None,
-        label: Some(HeaderName::from_static("x-origin")),
-    };
+    let label = Some(HeaderName::from_static("x-origin"));
+    let http = HttpLoad { label, ..HttpLoad::new(HttpVersion::Http1, &target.to_string()) };
     load(Protocol::Http(http), target, RATE, 8, USERS)
 }
 
@@ -220,7 +207,7 @@ fn load(protocol: Protocol, target: SocketAddr, rate: f64, connections: usize, k
     let schedule = Schedule::steady(RUN, Rate { from: rate, to: rate }).expect("it lasts and holds requests");
     Load {
         protocol,
-        endpoint: Endpoint { addresses: vec![target], tls: None, source_by_key: false },
+        endpoint: Endpoint::plain(target),
         target: target.to_string(),
         pace: Pace::Open(Arc::new(schedule)),
         connections,

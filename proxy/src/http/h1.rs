@@ -56,6 +56,8 @@ pub(super) struct Client {
     alarm: Alarm,
     address: SocketAddr,
     tls: bool,
+    /// It has said all.
+    done: bool,
 }
 
 /// What came of waiting for a request.
@@ -122,7 +124,7 @@ struct Ended {
 impl Client {
     pub(super) fn new(transport: Transport, address: SocketAddr) -> Self {
         let tls = transport.is_tls();
-        Self { transport, input: Buffer::default(), alarm: Alarm::new(), address, tls }
+        Self { transport, input: Buffer::default(), alarm: Alarm::new(), address, tls, done: false }
     }
 
     /// `read`: what has been read of it and not been used.
@@ -408,13 +410,14 @@ impl Http1 {
                 patience,
                 since: carried.started,
                 heard: false,
+                answering: false,
                 client,
                 upstream: &mut upstream,
             };
             let moved =
                 exchange.request_and_answer(&request_head, head, carried, ended, &mut tap, out, &self.drain).await;
-            let (upload_done, bytes_in) = (exchange.upload.is_done(), exchange.upload.bytes);
-            ended.bytes_in = bytes_in;
+            let (upload_done, answering) = (exchange.upload.is_done(), exchange.answering);
+            ended.bytes_in = exchange.upload.bytes;
             match moved {
                 Ok(Moved::Answered { reusable, keep }) => {
                     let keep = keep
@@ -442,6 +445,9 @@ impl Http1 {
                 }
                 Err(broken) => {
                     ended.broken = Some(broken);
+                    if !answering {
+                        ended.status = None;
+                    }
                     if broken == Broken::BadChunk {
                         self.plane.rejections.count("bad_chunk");
                     }
@@ -454,9 +460,12 @@ impl Http1 {
                             let answer = respond::plain(status, text, carried.asked.head, false);
                             client.answer(&answer, false).await
                         }
-                        // What has been sent is not whole, and must not look as if it were.
                         _ => {
-                            client.transport.reset_on_drop();
+                            // What has been sent is not whole. A client of 1.1 sees that by its length or its chunks; for
+                            // one of 1.0 the end of the connection would be the end of the answer.
+                            if !carried.asked.http11 {
+                                client.transport.reset_on_drop();
+                            }
                             After::Abort
                         }
                     };

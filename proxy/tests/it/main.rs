@@ -11,6 +11,7 @@ mod guard;
 mod harness;
 mod http;
 mod http_bad_input;
+mod http_edges;
 mod http_failures;
 mod mirror;
 mod mosquitto;

@@ -11,18 +11,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method};
 use loadtest::{
     keys::Keys,
     ledger::{
         Ledger, Owner, unix_micros,
         verify::{self, Decided, Inputs},
     },
-    load::{
-        Broker, Endpoint, HttpLoad, HttpVersion, KeyPlace, Load, MqttLoad, MqttVersion, Pace, Protocol, Qos, TcpLoad,
-        Trust,
-    },
+    load::{Broker, Endpoint, HttpLoad, HttpVersion, Load, MqttLoad, MqttVersion, Pace, Protocol, Qos, TcpLoad, Trust},
     origin::TcpOrigin,
     report::Report,
 };
@@ -99,27 +94,10 @@ impl Origins {
     }
 }
 
-fn http(version: HttpVersion, authority: &str) -> HttpLoad {
-    HttpLoad {
-        version,
-        method: Method::GET,
-        scheme: "http",
-        authority: authority.to_owned(),
-        path: "/".to_owned(),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        key: KeyPlace::Header(HeaderName::from_static("x-session-id")),
-        requests_per_connection: None,
-        streams: if version == HttpVersion::Http1 { 1 } else { 8 },
-        read_rate: None,
-        label: None,
-    }
-}
-
 fn load(protocol: Protocol, address: SocketAddr, stages: &str, connections: usize) -> Load {
     Load {
         protocol,
-        endpoint: Endpoint { addresses: vec![address], tls: None, source_by_key: false },
+        endpoint: Endpoint::plain(address),
         target: address.to_string(),
         pace: Pace::Open(Arc::new(stages.parse().unwrap())),
         connections,
@@ -149,9 +127,11 @@ impl Part {
 fn everything(http_at: SocketAddr, tcp_at: SocketAddr, seconds: u64) -> Vec<Part> {
     let host = http_at.to_string();
     let stages = |rate: u64| format!("{seconds}s:{rate}");
-    let per_connection =
-        |requests, version| HttpLoad { requests_per_connection: NonZeroU64::new(requests), ..http(version, &host) };
-    let web = |version| Protocol::Http(http(version, &host));
+    let per_connection = |requests, version| HttpLoad {
+        requests_per_connection: NonZeroU64::new(requests),
+        ..HttpLoad::new(version, &host)
+    };
+    let web = |version| Protocol::Http(HttpLoad::new(version, &host));
     let websocket = HttpLoad { path: "/ws".to_owned(), ..per_connection(20, HttpVersion::Http1) };
     let line = |requests| Protocol::Tcp(TcpLoad { size: 64, requests_per_connection: NonZeroU64::new(requests) });
     let many = |load: Load| Load { keys: Arc::new(Keys::uniform(1_000_000).unwrap()), ..load };
@@ -180,11 +160,10 @@ fn everything(http_at: SocketAddr, tcp_at: SocketAddr, seconds: u64) -> Vec<Part
 /// took is witnessed past the proxy.
 fn devices(at: SocketAddr, brokers: [SocketAddr; 2], seconds: u64) -> Part {
     const DEVICES: usize = 40;
-    let endpoint = |address| Endpoint { addresses: vec![address], tls: None, source_by_key: false };
     let brokers = ["python", "go"].into_iter().zip(brokers).map(|(label, address)| Broker {
         label: label.to_owned(),
         address: address.to_string(),
-        endpoint: endpoint(address),
+        endpoint: Endpoint::plain(address),
     });
     let mqtt = MqttLoad {
         version: MqttVersion::V311,
@@ -357,8 +336,11 @@ async fn reloads_of_configuration_and_certificates_lose_nothing() {
     let over_tls = |name, version, alpn, requests, rate: u32, connections| {
         let config = loadtest::load::tls(&trust, &[alpn]).unwrap();
         let host = format!("localhost:{}", secure.listen.port());
-        let web =
-            HttpLoad { scheme: "https", requests_per_connection: NonZeroU64::new(requests), ..http(version, &host) };
+        let web = HttpLoad {
+            scheme: "https",
+            requests_per_connection: NonZeroU64::new(requests),
+            ..HttpLoad::new(version, &host)
+        };
         let load = load(Protocol::Http(web), secure.listen, &format!("{SECONDS}s:{rate}"), connections);
         let tls = Some((config, ServerName::try_from("localhost").unwrap()));
         Part::new(name, "http", Decided::Request, Load { endpoint: Endpoint { tls, ..load.endpoint.clone() }, ..load })

@@ -265,6 +265,8 @@ pub(super) struct Exchange<'a> {
     pub(super) since: Instant,
     /// Something of an answer has come.
     pub(super) heard: bool,
+    /// Something of the final answer has gone to the client, or may have.
+    pub(super) answering: bool,
 }
 
 impl Exchange<'_> {
@@ -301,6 +303,19 @@ impl Exchange<'_> {
             }
             if let Poll::Ready(heard) = upstream.input.poll_fill(cx, &mut upstream.transport, limit) {
                 return Poll::Ready(heard.map_err(|_| Broken::Upstream { early: false }));
+            }
+            // Reading is how a reset is noticed. The next request may come, and waits; a client that has said all still
+            // gets its answer (RFC 9112, section 9.6).
+            if upload.is_done()
+                && client.input.is_empty()
+                && !client.done
+                && let Poll::Ready(read) = client.input.poll_fill(cx, &mut client.transport, MAX_HEAD)
+            {
+                match read {
+                    Ok(0) => client.done = true,
+                    Ok(_) => {}
+                    Err(_) => return Poll::Ready(Err(Broken::Client)),
+                }
             }
             // What TLS holds for the client, who waits for it.
             let _ = Pin::new(&mut client.transport).poll_flush(cx);
@@ -360,12 +375,14 @@ impl Exchange<'_> {
                     framing.end(&mut reframed);
                 }
                 if let Some(head) = out.take() {
+                    self.answering = true;
                     head.append(&mut reframed);
                     self.write(head).await?;
                 } else {
                     self.write(&reframed).await?;
                 }
             } else if let Some(head) = out.take() {
+                self.answering = true;
                 if raw <= LITTLE {
                     head.extend_from_slice(&self.upstream.input.bytes()[..raw]);
                     self.upstream.input.advance(raw);
