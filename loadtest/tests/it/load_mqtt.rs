@@ -398,9 +398,9 @@ async fn a_broker_that_takes_few_messages_at_once_is_not_sent_more() {
 async fn silent_connections_are_kept_alive_and_dead_ones_noticed() {
     let broker = Mosquitto::start().await;
     let alive = async |version| {
-        // Each publisher has a message every 4 s; the broker closes what is silent for 1.5 s.
-        let quiet = MqttLoad { keep_alive: 1, ..mqtt(version, Qos::AtLeastOnce) };
-        all_is_well(&run(&load(quiet, broker.address, "3s:2")).await, 6, 8, &format!("{version:?}"));
+        // Each publisher has a message every 4 s; the broker closes what is silent for 3 s, and a client pings after 1.5 s.
+        let quiet = MqttLoad { keep_alive: 2, ..mqtt(version, Qos::AtLeastOnce) };
+        all_is_well(&run(&load(quiet, broker.address, "5s:2")).await, 10, 8, &format!("{version:?}"));
     };
     let dead = async |version| {
         let broker = Mosquitto::start().await;
