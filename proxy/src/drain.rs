@@ -1,6 +1,9 @@
 //! The end of the process, as those that carry traffic hear of it: no new connections, and how long for those there are.
 
-use std::{future, sync::Arc};
+use std::{
+    future,
+    sync::{Arc, OnceLock},
+};
 
 use tokio::{
     sync::watch,
@@ -12,15 +15,15 @@ pub(crate) const LAME_DUCK: Duration = Duration::from_secs(1);
 
 /// Tells, once, that the end has begun.
 pub(crate) struct Drainer {
-    end: watch::Sender<Option<Arc<End>>>,
+    end: Arc<OnceLock<Arc<End>>>,
     begun: watch::Sender<bool>,
 }
 
 /// Hears of it.
 #[derive(Clone)]
 pub(crate) struct Drain {
-    end: watch::Receiver<Option<Arc<End>>>,
-    /// The same in the only form that the HTTP engine takes.
+    /// Written once in a process's life, so that asking costs nothing.
+    end: Arc<OnceLock<Arc<End>>>,
     begun: watch::Receiver<bool>,
 }
 
@@ -42,13 +45,13 @@ pub(crate) enum Why {
 
 impl Drainer {
     pub(crate) fn new() -> (Self, Drain) {
-        let (end, hears_end) = watch::channel(None);
         let (begun, hears_begun) = watch::channel(false);
-        (Self { end, begun }, Drain { end: hears_end, begun: hears_begun })
+        let end = Arc::default();
+        (Self { end: Arc::clone(&end), begun }, Drain { end, begun: hears_begun })
     }
 
     pub(crate) fn begin(&self, end: End) {
-        self.end.send_replace(Some(Arc::new(end)));
+        let _ = self.end.set(Arc::new(end));
         self.begun.send_replace(true);
     }
 }
@@ -56,15 +59,16 @@ impl Drainer {
 impl Drain {
     /// Resolves when the end has begun; never, when the one who would tell is gone.
     pub(crate) async fn begins(&mut self) -> Arc<End> {
-        let end = self.end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-        match end {
-            Some(end) => end,
+        let _ = self.begun.wait_for(|begun| *begun).await;
+        match self.end.get() {
+            Some(end) => Arc::clone(end),
             None => future::pending().await,
         }
     }
 
-    pub(crate) fn has_begun(&self) -> bool {
-        *self.begun.borrow()
+    /// The end, if it has begun. Those who wait with an alarm are woken when it does, and may ask again.
+    pub(crate) fn end(&self) -> Option<&End> {
+        self.end.get().map(|end| &**end)
     }
 
     pub(crate) fn as_engine_takes_it(&self) -> &watch::Receiver<bool> {

@@ -1,20 +1,29 @@
 //! Stage 5: moves bytes both ways between a client and an upstream until both are done or one breaks.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
-    ops::ControlFlow,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{self, Duration, Instant},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Duration, Instant},
 };
 
-/// Room for what one side has sent and the other has not taken yet, each way.
-const BUFFER: usize = 16 * 1024;
+use crate::{
+    alarm::Alarm,
+    buffer::{Buffer, ROOM},
+    splice::{Broke, Splice},
+    transport::Transport,
+};
+
+/// So many reads one after the other that fill a buffer, and a direction goes through a pipe.
+const BULK: u32 = 4;
+/// So many moves through a pipe that would not have filled a buffer, and it is copied again.
+const TRICKLE: u32 = 8;
 
 /// How long a relay may wait.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +34,27 @@ pub(crate) struct Patience {
     pub(crate) write: Duration,
     /// What the client has still to say once the upstream has said all.
     pub(crate) after_upstream: Duration,
+}
+
+/// What bytes can be moved from and to.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, if nothing stands between it and us.
+    fn plain(&self) -> Option<&TcpStream>;
+}
+
+impl Stream for Transport {
+    fn plain(&self) -> Option<&TcpStream> {
+        Self::plain(self)
+    }
+}
+
+/// What is thought of bytes that were shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Seen {
+    More,
+    Enough,
+    /// The client is to see none of them, nor the end: the relay ends as if the upstream broke.
+    Stop,
 }
 
 /// How a relay ended, and how much it moved.
@@ -62,25 +92,26 @@ impl Ended {
 }
 
 /// Moves bytes both ways with half-close: the end of one direction is passed on and the other goes on.
-/// `observe`: sees all bytes from the upstream, in order, before the client does, and an empty slice at their end.
-/// When it breaks, the client sees none of what it was shown, nor the end, and the relay ends as if the upstream broke.
+/// `observe`: sees the bytes from the upstream, in order, before the client does, and an empty slice at their end, until
+/// it has seen enough; it may be shown more.
 pub(crate) async fn relay<C, U>(
     client: &mut C,
     upstream: &mut U,
     patience: Patience,
-    mut observe: impl FnMut(&[u8]) -> ControlFlow<()>,
+    mut observe: impl FnMut(&[u8]) -> Seen,
 ) -> Moved
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    C: Stream,
+    U: Stream,
 {
-    let (mut up, mut down) = (Direction::new(), Direction::new());
+    let (mut up, mut down) = (Direction::default(), Direction::default());
     let mut last_progress = Instant::now();
     let mut upstream_done = None;
-    let mut alarm = pin!(time::sleep(patience.idle.min(patience.write)));
+    let mut alarm = Alarm::default();
+    let mut ring = last_progress + patience.idle.min(patience.write);
     let ended = poll_fn(|cx| {
         let moved_before = up.moved + down.moved;
-        let up_done = match up.poll(cx, client, upstream, &mut |_| ControlFlow::Continue(())) {
+        let up_done = match up.poll(cx, client, upstream, &mut |_| Seen::Enough) {
             Poll::Ready(Err(Broke::Reader)) => return Poll::Ready(Ended::ClientBroke),
             Poll::Ready(Err(Broke::Writer)) => return Poll::Ready(Ended::UpstreamBroke),
             Poll::Ready(Ok(())) => true,
@@ -98,14 +129,14 @@ where
         if down_done && upstream_done.is_none() && patience.after_upstream < patience.idle {
             let over = Instant::now() + patience.after_upstream;
             upstream_done = Some(over);
-            alarm.as_mut().reset(over);
+            ring = ring.min(over);
         }
         if up.moved + down.moved != moved_before {
             last_progress = Instant::now();
         }
         // The alarm is coarse: it rings at most once in the shorter patience, and only then is the clock compared. A
         // peer that blocks is so found within twice its patience, without a timer for each read and write.
-        while alarm.as_mut().poll(cx).is_ready() {
+        while alarm.poll(cx, ring).is_ready() {
             if upstream_done.is_some_and(|over| Instant::now() >= over) {
                 return Poll::Ready(Ended::Done);
             }
@@ -119,7 +150,7 @@ where
             }
             let next = last_progress + if blocked { patience.write } else { patience.idle };
             let next = next.min(Instant::now() + patience.write);
-            alarm.as_mut().reset(upstream_done.map_or(next, |over| next.min(over)));
+            ring = upstream_done.map_or(next, |over| next.min(over));
         }
         Poll::Pending
     })
@@ -127,16 +158,15 @@ where
     Moved { up: up.moved, down: down.moved, ended, client_done: up.read_all }
 }
 
-enum Broke {
-    Reader,
-    Writer,
-}
-
-/// One way of a relay.
+/// One way of a relay. Holds a buffer, or a pipe, only while there is something in it: never both.
+#[derive(Default)]
 struct Direction {
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    buffer: Buffer,
+    splice: Splice,
+    /// Much comes at a time, so it is spliced.
+    bulk: bool,
+    /// Reads that filled the buffer, or when spliced, moves that would not have, one after the other.
+    streak: u32,
     read_all: bool,
     done: bool,
     needs_flush: bool,
@@ -145,45 +175,32 @@ struct Direction {
 }
 
 impl Direction {
-    fn new() -> Self {
-        Self {
-            buffer: vec![0; BUFFER].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            read_all: false,
-            done: false,
-            needs_flush: false,
-            moved: 0,
-        }
-    }
-
     /// Holds bytes that the writer did not take.
     fn is_blocked(&self) -> bool {
-        self.start < self.end
+        !self.buffer.is_empty() || self.splice.is_blocked()
     }
 
-    fn poll<R, W>(
+    fn poll<R: Stream, W: Stream>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
         writer: &mut W,
-        observe: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
-    ) -> Poll<Result<(), Broke>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+        observe: &mut impl FnMut(&[u8]) -> Seen,
+    ) -> Poll<Result<(), Broke>> {
         let to_writer = |_: io::Error| Broke::Writer;
         while !self.done {
-            while self.start < self.end {
-                let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end]))
-                    .map_err(to_writer)?;
+            while !self.buffer.is_empty() {
+                let written =
+                    ready!(Pin::new(&mut *writer).poll_write(cx, self.buffer.bytes())).map_err(to_writer)?;
                 if written == 0 {
                     return Poll::Ready(Err(Broke::Writer));
                 }
-                self.start += written;
+                self.buffer.advance(written);
                 self.moved += written as u64;
                 self.needs_flush = true;
+            }
+            if self.bulk && !self.read_all {
+                self.read_all = ready!(self.poll_splice(cx, reader, writer))?;
             }
             if self.read_all {
                 // Shutting down flushes as well.
@@ -191,15 +208,18 @@ impl Direction {
                 self.done = true;
                 break;
             }
-            let mut free = ReadBuf::new(&mut self.buffer);
-            match Pin::new(&mut *reader).poll_read(cx, &mut free) {
-                Poll::Ready(Ok(())) => {
-                    let read = free.filled();
-                    if observe(read).is_break() {
+            match self.buffer.poll_fill(cx, reader, ROOM) {
+                Poll::Ready(Ok(read)) => {
+                    let seen = observe(self.buffer.bytes());
+                    if seen == Seen::Stop {
                         return Poll::Ready(Err(Broke::Reader));
                     }
-                    (self.start, self.end) = (0, read.len());
-                    self.read_all = self.end == 0;
+                    self.read_all = read == 0;
+                    self.streak = if read == ROOM && seen == Seen::Enough { self.streak + 1 } else { 0 };
+                    if self.streak == BULK {
+                        self.streak = 0;
+                        self.bulk = reader.plain().is_some() && writer.plain().is_some();
+                    }
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Broke::Reader)),
                 Poll::Pending => {
@@ -214,13 +234,45 @@ impl Direction {
         }
         Poll::Ready(Ok(()))
     }
+
+    /// Ready when the reader has said all (true), or when it is better copied: so little comes at a time, or all pipes are
+    /// taken.
+    fn poll_splice<R: Stream, W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &R,
+        writer: &W,
+    ) -> Poll<Result<bool, Broke>> {
+        while let (true, Some(from), Some(to)) = (self.bulk, reader.plain(), writer.plain()) {
+            match ready!(self.splice.poll_move(cx, from, to, u64::MAX, &mut self.moved))? {
+                Some(0) => return Poll::Ready(Ok(true)),
+                Some(read) => {
+                    self.streak = if read < ROOM { self.streak + 1 } else { 0 };
+                    self.bulk = self.streak < TRICKLE;
+                }
+                None => self.bulk = false,
+            }
+        }
+        self.streak = 0;
+        Poll::Ready(Ok(false))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        time,
+    };
 
     use super::*;
+    use crate::alarm;
+
+    impl Stream for DuplexStream {
+        fn plain(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
 
     const PATIENCE: Patience = Patience {
         idle: Duration::from_secs(60),
@@ -236,7 +288,7 @@ mod tests {
             let mut seen = Vec::new();
             let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| {
                 seen.extend_from_slice(bytes);
-                ControlFlow::Continue(())
+                Seen::Enough
             })
             .await;
             (moved, seen)
@@ -262,7 +314,7 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, upstream) = duplex(1024);
         drop(upstream);
-        let at_end = |bytes: &[u8]| if bytes.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let at_end = |bytes: &[u8]| if bytes.is_empty() { Seen::Stop } else { Seen::Enough };
         let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, at_end).await;
         assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke, client_done: false });
         client_side.write_all(b"last word").await.unwrap();
@@ -276,9 +328,10 @@ mod tests {
     async fn silence_ends_a_relay_and_any_byte_puts_it_off() {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(1024);
+        tokio::spawn(alarm::tick());
         let started = Instant::now();
         let relaying = tokio::spawn(async move {
-            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ControlFlow::Continue(())).await
+            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await
         });
         time::sleep(Duration::from_secs(50)).await;
         client.write_all(b"x").await.unwrap();
@@ -291,9 +344,10 @@ mod tests {
     async fn a_peer_that_takes_nothing_is_left() {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, _upstream) = duplex(16);
+        tokio::spawn(alarm::tick());
         let started = Instant::now();
         let relaying = tokio::spawn(async move {
-            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| ControlFlow::Continue(())).await
+            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await
         });
         client.write_all(&[0; 100]).await.unwrap();
         let moved = relaying.await.unwrap();

@@ -81,20 +81,25 @@ impl Engine {
         });
         if transport.alpn() == Some(b"h2") {
             let stream = RequestStream::new(transport, Arc::clone(&connection));
-            return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
+            return Box::pin(self.serve_h2(stream, &connection, &worker, timeouts.keepalive)).await;
         }
         let mut client = Client::new(transport, client);
         let mut first = true;
+        // The other engine's are boxed, since they are rare and take much room.
         loop {
-            match self.http1.serve(client, listener, first, timeouts).await {
+            match self.http1.serve(&mut client, listener, first, timeouts).await {
                 Served::Done => return,
-                Served::Http2(transport, read) => {
+                Served::Close => return client.into_parts().0.close_with(&[]).await,
+                Served::Http2 => {
+                    let (transport, read) = client.into_parts();
                     let stream = RequestStream::resume(transport, read, None, Arc::clone(&connection));
-                    return self.serve_h2(stream, &connection, &worker, timeouts.keepalive).await;
+                    return Box::pin(self.serve_h2(stream, &connection, &worker, timeouts.keepalive)).await;
                 }
-                Served::Foreign(transport, read, head) => {
+                Served::Foreign(head) => {
+                    let (transport, read) = client.into_parts();
                     let stream = RequestStream::resume(transport, read, Some(&head), Arc::clone(&connection));
-                    match self.serve_request(stream, &head, &connection, timeouts.response_header).await {
+                    let served = self.serve_request(stream, &head, &connection, timeouts.response_header);
+                    match Box::pin(served).await {
                         // Also while draining: a client that was not told so in its answer may have sent the next one.
                         Some(again) if head.keep_alive => {
                             let (transport, read) = again.into_parts();

@@ -16,9 +16,12 @@ pub mod split;
 mod telemetry;
 mod upstream;
 
+mod alarm;
+mod buffer;
 mod connection;
 mod http;
 mod mqtt;
+mod splice;
 mod tcp;
 mod tls;
 mod transport;

@@ -3,7 +3,6 @@
 
 use std::{
     net::IpAddr,
-    ops::ControlFlow,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -17,7 +16,7 @@ use tokio::{
 
 use crate::{
     connection::{Accepted, Worker},
-    forward::{Ended, Moved, Patience, relay},
+    forward::{Ended, Moved, Patience, Seen, relay},
     key,
     live::Route,
     telemetry::Exchange,
@@ -118,18 +117,18 @@ struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    fn see(&mut self, bytes: &[u8]) -> ControlFlow<()> {
+    fn see(&mut self, bytes: &[u8]) -> Seen {
         if self.answered.load(Ordering::Relaxed) {
-            return ControlFlow::Continue(());
+            return Seen::Enough;
         }
         // A broker that leaves without a word: the client is not to see that end, so that it can still be told.
         if bytes.is_empty() {
-            return ControlFlow::Break(());
+            return Seen::Stop;
         }
         self.begun.extend_from_slice(bytes);
         let outcome = loop {
             match parse_connack(&self.begun, self.version) {
-                Connack::Incomplete if self.begun.len() < MAX_CONNECT => return ControlFlow::Continue(()),
+                Connack::Incomplete if self.begun.len() < MAX_CONNECT => return Seen::More,
                 Connack::Incomplete | Connack::NotConnack => break Outcome::Broken,
                 Connack::Auth { length } => bytes::Buf::advance(&mut self.begun, length),
                 Connack::Connack { code: 0, .. } => break Outcome::Ok,
@@ -141,7 +140,7 @@ impl Answer<'_> {
         self.exchange.judge(outcome, latency);
         self.answered.store(true, Ordering::Relaxed);
         self.begun = BytesMut::new();
-        ControlFlow::Continue(())
+        Seen::Enough
     }
 }
 

@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    alarm,
     connection::Worker,
     drain::{Drain, Drainer, End, Why},
     http::Engine,
@@ -336,6 +337,7 @@ fn start_workers(
                 let engine = Engine::new(Arc::clone(&plane), drain.clone(), access_log);
                 let worker = Worker { plane, tasks: tasks.clone(), access_log };
                 let acceptor = Acceptor { worker, engine, drain: drain.clone(), max_connections };
+                tokio::spawn(alarm::tick());
                 let mut accepting = JoinSet::new();
                 accept.cancelled().await;
                 for (index, (socket, protocol)) in listeners.into_iter().enumerate() {
@@ -347,6 +349,7 @@ fn start_workers(
                     }
                 }
                 let end = drain.begins().await;
+                alarm::wake_all();
                 let finish = async {
                     while accepting.join_next().await.is_some() {}
                     tasks.close();

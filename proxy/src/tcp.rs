@@ -1,7 +1,5 @@
 //! TCP routes: a connection goes to an arm as a whole; its bytes are not looked at, but for a TLS client's server name.
 
-use std::ops::ControlFlow;
-
 use admin_api::Outcome;
 use bytes::{Buf, BytesMut};
 use config::KeySource;
@@ -12,7 +10,7 @@ use tokio::{
 
 use crate::{
     connection::{Accepted, Worker},
-    forward::{Patience, relay},
+    forward::{Patience, Seen, relay},
     key,
     live::Route,
     transport::Transport,
@@ -38,7 +36,7 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => return,
     }
-    let moved = relay(&mut transport, &mut connected.upstream, patience, |_| ControlFlow::Continue(())).await;
+    let moved = relay(&mut transport, &mut connected.upstream, patience, |_| Seen::Enough).await;
     exchange.add_bytes(peeked + moved.up, moved.down);
     if worker.access_log {
         tracing::info!(

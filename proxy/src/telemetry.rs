@@ -58,7 +58,8 @@ impl Meter {
         shard.arms[arm as usize].dispatched += 1;
         shard.open[arm as usize] += 1;
         drop(shard);
-        Exchange { meter: Arc::clone(self), arm, epoch: self.epoch.load(Ordering::Relaxed), judged: false }
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        Exchange { meter: Arc::clone(self), arm, epoch, judgement: Judgement::None, bytes_in: 0, bytes_out: 0 }
     }
 
     /// What is under way is evidence no more, however it ends.
@@ -135,7 +136,17 @@ pub(crate) struct Exchange {
     arm: Arm,
     /// The meter's when it began.
     epoch: u64,
-    judged: bool,
+    judgement: Judgement,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Judgement {
+    None,
+    /// To be counted with all the rest, at the end.
+    AtEnd(Outcome, Option<u64>),
+    Counted,
 }
 
 impl Exchange {
@@ -146,38 +157,53 @@ impl Exchange {
     /// Says how it ended, or, for a tunnel, how it began. Only the first word counts. `latency_us`: microseconds until
     /// the arm answered, if it did.
     pub(crate) fn judge(&mut self, outcome: Outcome, latency_us: Option<u64>) {
-        if !mem::replace(&mut self.judged, true) {
-            self.with_tally(|tally| tally.record(outcome, latency_us));
+        if self.judgement == Judgement::None {
+            self.judgement = Judgement::Counted;
+            let mut shard = self.meter.shards.local().lock();
+            self.tally(&mut shard).record(outcome, latency_us);
+        }
+    }
+
+    /// As [`Self::judge`], of what ends now: counted together with the end.
+    pub(crate) fn judge_at_end(&mut self, outcome: Outcome, latency_us: Option<u64>) {
+        if self.judgement == Judgement::None {
+            self.judgement = Judgement::AtEnd(outcome, latency_us);
         }
     }
 
     /// Green could not be reached and blue serves instead: green's failure, and from now on blue's exchange.
     pub(crate) fn fall_back(&mut self) {
-        self.with_tally(|tally| tally.fallbacks += 1);
+        self.tally(&mut self.meter.shards.local().lock()).fallbacks += 1;
         self.judge(Outcome::Unreachable, None);
         *self = self.meter.dispatch(Arm::Blue);
     }
 
-    fn with_tally(&self, change: impl FnOnce(&mut Tally)) {
-        let mut shard = self.meter.shards.local().lock();
-        let shard = &mut *shard;
-        let arms =
-            if self.epoch == self.meter.epoch.load(Ordering::Relaxed) { &mut shard.arms } else { &mut shard.forgotten };
-        change(&mut arms[self.arm as usize]);
+    fn tally<'a>(&self, shard: &'a mut Shard) -> &'a mut Tally {
+        let is_evidence = self.epoch == self.meter.epoch.load(Ordering::Relaxed);
+        let arms = if is_evidence { &mut shard.arms } else { &mut shard.forgotten };
+        &mut arms[self.arm as usize]
     }
 
-    pub(crate) fn add_bytes(&self, bytes_in: u64, bytes_out: u64) {
-        self.with_tally(|tally| {
-            tally.bytes_in += bytes_in;
-            tally.bytes_out += bytes_out;
-        });
+    /// Counted at the end.
+    pub(crate) fn add_bytes(&mut self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in += bytes_in;
+        self.bytes_out += bytes_out;
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.judge(Outcome::ClientGone, None);
-        self.meter.shards.local().lock().open[self.arm as usize] -= 1;
+        let mut shard = self.meter.shards.local().lock();
+        let shard = &mut *shard;
+        shard.open[self.arm as usize] -= 1;
+        let tally = self.tally(shard);
+        match self.judgement {
+            Judgement::None => tally.record(Outcome::ClientGone, None),
+            Judgement::AtEnd(outcome, latency_us) => tally.record(outcome, latency_us),
+            Judgement::Counted => {}
+        }
+        tally.bytes_in += self.bytes_in;
+        tally.bytes_out += self.bytes_out;
     }
 }
 

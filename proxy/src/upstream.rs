@@ -134,9 +134,9 @@ impl Endpoint {
         self.pool.local().lock().take(surely)
     }
 
-    /// Keeps a connection for this worker's next request.
-    pub(crate) fn keep_idle(&self, transport: Transport) {
-        self.pool.local().lock().keep(transport, Instant::now());
+    /// Keeps a connection for this worker's next request. `used`: when it was used last.
+    pub(crate) fn keep_idle(&self, transport: Transport, used: Instant) {
+        self.pool.local().lock().keep(transport, used);
     }
 
     /// Closes connections that were idle for long.

@@ -3,13 +3,11 @@
 //! What is read stays in the buffer it was read into until it is written to the other side; heads are written anew, bodies
 //! pass as they are. A connection that waits for its next request holds no buffer.
 
-mod alarm;
-mod buffer;
 mod exchange;
 mod request;
 mod response;
 
-use std::{borrow::Cow, future::poll_fn, net::SocketAddr, ops::ControlFlow, sync::Arc, task::Poll};
+use std::{borrow::Cow, future::poll_fn, net::SocketAddr, sync::Arc, task::{Poll, ready}};
 
 use admin_api::Outcome;
 use bytes::BytesMut;
@@ -17,14 +15,15 @@ use config::{Arm, Fallback, Timeouts};
 use http::StatusCode;
 use tokio::{
     io::AsyncWriteExt,
-    select,
     time::{self, Duration, Instant},
 };
 
 use super::respond;
 use crate::{
+    alarm::Alarm,
+    buffer::{Buffer, Scratch},
     drain::Drain,
-    forward::{self, relay},
+    forward::{self, Seen, relay},
     key,
     live::Route,
     mirror::Tap,
@@ -34,8 +33,6 @@ use crate::{
     upstream::{Lease, NotConnected, establish, is_shortage},
     wire::http1::{self, BodyLength, Head, Rejection, Scan, rejection_response, scan},
 };
-use alarm::Alarm;
-use buffer::Buffer;
 use exchange::{Broken, Exchange, Framing, Patience, Upload, Upstream};
 use request::Request;
 use response::{Asked, Body};
@@ -58,6 +55,8 @@ pub(super) struct Client {
     tls: bool,
     /// It has said all.
     done: bool,
+    /// When it was last seen to do something, so that the clock is read seldom.
+    seen: Instant,
 }
 
 /// What came of waiting for a request.
@@ -83,29 +82,52 @@ enum After {
 }
 
 enum Decision {
-    Carry(Carried),
+    Carry(Carried, Arc<Route>),
     Foreign,
+    Answer(OwnAnswer),
+}
+
+/// An answer of our own to a request that is not passed on.
+enum OwnAnswer {
     NoRoute {
         is_head: bool,
     },
-    /// It must not be passed on any further.
-    LastHop {
-        is_trace: bool,
+    Unavailable {
+        is_head: bool,
     },
+    Shortage {
+        is_head: bool,
+    },
+    /// To what must not be passed on any further.
+    Trace,
+    Options,
+}
+
+impl OwnAnswer {
+    fn write(self, keep: bool) -> Vec<u8> {
+        let (status, text, is_head) = match self {
+            Self::NoRoute { is_head } => (StatusCode::NOT_FOUND, "no route takes this host and path", is_head),
+            Self::Unavailable { is_head } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no endpoint could be reached", is_head)
+            }
+            Self::Shortage { is_head } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the proxy is out of connections", is_head)
+            }
+            Self::Trace => (StatusCode::METHOD_NOT_ALLOWED, "trace is not answered here", false),
+            Self::Options => return respond::options(keep),
+        };
+        respond::plain(status, text, is_head, keep)
+    }
 }
 
 /// What of a request is needed while and after it is carried.
 struct Carried {
-    route: Arc<Route>,
     exchange: telemetry::Exchange,
-    started: Instant,
     asked: Asked,
-    expects_continue: bool,
-    events: bool,
     /// For the mirror, which samples by it.
     key: Option<Vec<u8>>,
     /// Method and path, for the access log.
-    line: Option<(String, String)>,
+    line: Option<Box<(String, String)>>,
 }
 
 /// How a request ended.
@@ -124,7 +146,8 @@ struct Ended {
 impl Client {
     pub(super) fn new(transport: Transport, address: SocketAddr) -> Self {
         let tls = transport.is_tls();
-        Self { transport, input: Buffer::default(), alarm: Alarm::new(), address, tls, done: false }
+        let (input, alarm) = (Buffer::default(), Alarm::default());
+        Self { transport, input, alarm, address, tls, done: false, seen: Instant::now() }
     }
 
     /// `read`: what has been read of it and not been used.
@@ -134,57 +157,46 @@ impl Client {
         client
     }
 
-    fn into_parts(self) -> (Transport, BytesMut) {
+    /// With what has been read of it and not been used.
+    pub(super) fn into_parts(self) -> (Transport, BytesMut) {
         let read = BytesMut::from(self.input.bytes());
         (self.transport, read)
     }
 
     /// Waits for the next request's head. `idle`: for its first byte; `whole`: from the first byte to the last.
-    async fn next_head(&mut self, idle: Duration, whole: Duration, drain: &mut Drain) -> Next {
+    async fn next_head(&mut self, idle: Duration, whole: Duration, drain: &Drain) -> Next {
         let mut scanned = 0;
-        let mut begun = !self.input.is_empty();
-        let mut deadline = Instant::now() + if begun { whole } else { idle };
+        // For the rest of a head that has begun.
+        let mut overdue = None;
+        let mut idle_until = self.seen + idle;
         let mut lame = false;
-        loop {
-            if !self.input.is_empty() {
-                match scan(self.input.bytes(), scanned) {
-                    Scan::Incomplete { scanned: so_far } => scanned = so_far,
-                    Scan::Http2Preface => return Next::Http2,
-                    Scan::Rejected(rejection) => return Next::Rejected(rejection),
-                    Scan::Head(head) => return Next::Head(head),
-                }
-            }
+        poll_fn(|cx| {
             let Self { transport, input, alarm, .. } = self;
-            let heard = poll_fn(|cx| {
-                if let Poll::Ready(heard) = input.poll_fill(cx, transport, http1::MAX_HEAD + 1) {
-                    return Poll::Ready(Heard::Read(heard.unwrap_or(0)));
+            loop {
+                if !input.is_empty() {
+                    match scan(input.bytes(), scanned) {
+                        Scan::Incomplete { scanned: so_far } => scanned = so_far,
+                        Scan::Http2Preface => return Poll::Ready(Next::Http2),
+                        Scan::Rejected(rejection) => return Poll::Ready(Next::Rejected(rejection)),
+                        Scan::Head(head) => return Poll::Ready(Next::Head(head)),
+                    }
+                    overdue.get_or_insert_with(|| Instant::now() + whole);
                 }
-                alarm.poll(cx, deadline).map(|()| Heard::Overdue)
-            });
-            let heard = if begun || lame {
-                heard.await
-            } else {
-                select! {
-                    biased;
-                    heard = heard => heard,
-                    end = drain.begins() => {
-                        lame = true;
-                        deadline = deadline.min(end.idle_until(Instant::now()));
-                        continue;
+                if let Poll::Ready(read) = input.poll_fill(cx, transport, http1::MAX_HEAD + 1) {
+                    match read {
+                        Ok(0) | Err(_) => return Poll::Ready(Next::Closed),
+                        Ok(_) => continue,
                     }
                 }
-            };
-            match heard {
-                Heard::Read(0) => return Next::Closed,
-                Heard::Read(_) if !begun => {
-                    begun = true;
-                    deadline = Instant::now() + whole;
+                if let Some(end) = drain.end().filter(|_| !lame) {
+                    lame = true;
+                    idle_until = idle_until.min(end.idle_until(Instant::now()));
                 }
-                Heard::Read(_) => {}
-                Heard::Overdue if begun => return Next::Overdue,
-                Heard::Overdue => return Next::Closed,
+                ready!(alarm.poll(cx, overdue.unwrap_or(idle_until)));
+                return Poll::Ready(if overdue.is_some() { Next::Overdue } else { Next::Closed });
             }
-        }
+        })
+        .await
     }
 
     /// Writes an answer of our own.
@@ -201,11 +213,6 @@ impl Client {
     }
 }
 
-enum Heard {
-    Read(usize),
-    Overdue,
-}
-
 /// What one worker's HTTP/1.1 connections share.
 pub(super) struct Http1 {
     plane: Arc<Plane>,
@@ -214,13 +221,16 @@ pub(super) struct Http1 {
 }
 
 /// How serving a connection ended.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Served {
-    /// It is closed, or will be when dropped.
+    /// Nothing more is to be done for it: it is to be dropped.
     Done,
+    /// It is to be closed so that the client can read what it was sent.
+    Close,
     /// HTTP/2's preface is at the front of what was read.
-    Http2(Transport, BytesMut),
+    Http2,
     /// A request whose arms are for the other engine is at the front of what was read.
-    Foreign(Transport, BytesMut, Head),
+    Foreign(Head),
 }
 
 impl Http1 {
@@ -230,115 +240,81 @@ impl Http1 {
 
     /// Serves a connection until it ends or must be served otherwise. `first`: whether it may turn out to be HTTP/2
     /// (RFC 9113, section 3.3: the preface is the first thing a client says, and over TLS ALPN has decided already).
-    pub(super) async fn serve(
-        &self,
-        mut client: Client,
-        listener: usize,
-        mut first: bool,
-        patience: Timeouts,
-    ) -> Served {
-        let mut idle = if first { patience.request_header } else { patience.keepalive };
+    pub(super) async fn serve(&self, client: &mut Client, listener: usize, first: bool, patience: Timeouts) -> Served {
+        let (mut first, mut idle) = (first, if first { patience.request_header } else { patience.keepalive });
         loop {
-            let head = match client.next_head(idle, patience.request_header, &mut self.drain.clone()).await {
-                Next::Head(head) => head,
-                Next::Http2 if first && !client.tls => {
-                    let (transport, read) = client.into_parts();
-                    return Served::Http2(transport, read);
+            let (reason, answer) = match client.next_head(idle, patience.request_header, &self.drain).await {
+                Next::Head(head) => {
+                    match self.request(client, listener, head).await {
+                        After::Again => {}
+                        After::Close => return Served::Close,
+                        After::Abort => return Served::Done,
+                        After::Foreign => return Served::Foreign(head),
+                    }
+                    client.input.release();
+                    (first, idle) = (false, patience.keepalive);
+                    continue;
                 }
-                Next::Http2 => {
-                    self.plane.rejections.count("misplaced_h2_preface");
-                    client.transport.close_with(&respond::misplaced_preface()).await;
-                    return Served::Done;
-                }
-                Next::Rejected(rejection) => {
-                    self.plane.rejections.count(rejection.reason);
-                    client.transport.close_with(&rejection_response(&rejection)).await;
-                    return Served::Done;
-                }
-                Next::Overdue => {
-                    self.plane.rejections.count("request_header_timeout");
-                    client.transport.close_with(&respond::request_timeout()).await;
-                    return Served::Done;
-                }
-                Next::Closed => {
-                    client.transport.close_with(&[]).await;
-                    return Served::Done;
-                }
+                Next::Closed => return Served::Close,
+                Next::Http2 if first && !client.tls => return Served::Http2,
+                Next::Http2 => ("misplaced_h2_preface", respond::misplaced_preface()),
+                Next::Rejected(rejection) => (rejection.reason, rejection_response(&rejection)),
+                Next::Overdue => ("request_header_timeout", respond::request_timeout()),
             };
-            match self.request(&mut client, listener, head).await {
-                After::Again => {}
-                After::Close => {
-                    client.transport.close_with(&[]).await;
-                    return Served::Done;
-                }
-                After::Abort => return Served::Done,
-                After::Foreign => {
-                    let (transport, read) = client.into_parts();
-                    return Served::Foreign(transport, read, head);
-                }
-            }
-            client.input.release();
-            (first, idle) = (false, patience.keepalive);
+            self.plane.rejections.count(reason);
+            // What does not go out now is not wanted.
+            client.answer(&answer, false).await;
+            return Served::Close;
         }
     }
 
     /// One request, whose head is at the front of what was read.
     async fn request(&self, client: &mut Client, listener: usize, head: Head) -> After {
-        let mut out = Vec::with_capacity(1024);
-        let mut carried = match self.decide(client, listener, &head, &mut out) {
-            Decision::Carry(carried) => carried,
+        client.seen = Instant::now();
+        let mut request = Scratch::take();
+        let (mut carried, route) = match self.decide(client, listener, &head, &mut request) {
+            Decision::Carry(carried, route) => (carried, route),
             Decision::Foreign => return After::Foreign,
-            Decision::LastHop { is_trace } => {
+            Decision::Answer(answer) => {
                 client.input.advance(head.length);
-                let keep = head.keep_alive && head.body == BodyLength::None && !self.drain.has_begun();
-                let answer = if is_trace {
-                    respond::plain(StatusCode::METHOD_NOT_ALLOWED, "trace is not answered here", false, keep)
-                } else {
-                    respond::options(keep)
-                };
-                return client.answer(&answer, keep).await;
-            }
-            Decision::NoRoute { is_head } => {
-                self.plane.rejections.count("no_route");
-                client.input.advance(head.length);
-                let keep = head.keep_alive && head.body == BodyLength::None && !self.drain.has_begun();
-                let answer = respond::plain(StatusCode::NOT_FOUND, "no route takes this host and path", is_head, keep);
-                return client.answer(&answer, keep).await;
+                let keep = head.keep_alive && head.body == BodyLength::None && self.drain.end().is_none();
+                return client.answer(&answer.write(keep), keep).await;
             }
         };
         client.input.advance(head.length);
         let mut ended = Ended::default();
-        let after = self.carry(client, &head, &mut carried, &mut out, &mut ended).await;
-        self.record(&mut carried, &ended, client.address);
+        let after = self.carry(client, &head, &route, &mut carried, request, &mut ended).await;
+        self.record(&route, carried, &ended, client.address);
         after
     }
 
     /// Stages 1 to 3: which route, which key, which arm. Nothing is awaited, so the head is read where it is.
     fn decide(&self, client: &Client, listener: usize, head: &Head, out: &mut Vec<u8>) -> Decision {
         let bytes = &client.input.bytes()[..head.length];
-        let request = Request::new(bytes.strip_prefix(b"\r\n").unwrap_or(bytes));
-        let live = self.plane.live();
+        let request = Request::new(bytes.strip_prefix(b"\r\n").unwrap_or(bytes), head);
+        let live = self.plane.glance();
         let mut room = String::new();
         let Some(route) = live.listeners[listener].find(request.host(&mut room), request.path) else {
-            return Decision::NoRoute { is_head: request.is_head() };
+            self.plane.rejections.count("no_route");
+            return Decision::Answer(OwnAnswer::NoRoute { is_head: request.is_head() });
         };
         if !route.speaks_http1() {
             return Decision::Foreign;
         }
         if request.max_forwards() == Some(0) {
-            return Decision::LastHop { is_trace: request.is_trace() };
+            return Decision::Answer(if request.is_trace() { OwnAnswer::Trace } else { OwnAnswer::Options });
         }
         let caller =
             key::HttpCaller { fields: &request, path: request.path, query: request.query, client: client.address.ip() };
         let key = key::of_http(&route.settings.key, &caller);
         let wanted = if route.settings.allow_override { request.wanted_arm() } else { None };
         let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
-        let started = Instant::now();
         let exchange = route.meter.dispatch(arm);
-        request.write(out, head, client.address.ip(), client.tls);
-        let line =
-            self.access_log.then(|| (String::from_utf8_lossy(request.method).into_owned(), request.path.to_owned()));
-        Decision::Carry(Carried {
+        request.write(out, client.address.ip(), client.tls);
+        let line = self
+            .access_log
+            .then(|| Box::new((String::from_utf8_lossy(request.method).into_owned(), request.path.to_owned())));
+        let carried = Carried {
             key: if route.mirror.is_some() { key.map(Cow::into_owned) } else { None },
             asked: Asked {
                 head: request.is_head(),
@@ -346,76 +322,77 @@ impl Http1 {
                 http11: request.http11,
                 expose_arm: route.settings.expose_arm,
             },
-            events: request.wants_events(),
-            expects_continue: request.expects_continue(),
-            route: Arc::clone(route),
             exchange,
-            started,
             line,
-        })
+        };
+        Decision::Carry(carried, Arc::clone(route))
     }
 
-    /// Stages 4 to 6: connects, moves the request and its answer, and says how it ended.
+    /// Stages 4 to 6: connects, moves the request and its answer, and says how it ended. `request`: its head.
     async fn carry(
         &self,
         client: &mut Client,
         head: &Head,
+        route: &Route,
         carried: &mut Carried,
-        out: &mut Vec<u8>,
+        mut request: Scratch,
         ended: &mut Ended,
     ) -> After {
-        let route = Arc::clone(&carried.route);
         let timeouts = &route.settings.timeouts;
-        let silent = carried.asked.upgrade || carried.events;
+        let silent = carried.asked.upgrade || head.says.events;
         let patience = Patience {
             answer: timeouts.response_header,
             part: if silent { timeouts.idle } else { timeouts.response_header },
             write: timeouts.write,
         };
-        let request_head = std::mem::take(out);
+        let request_head = request.len();
         let mut tap = None;
         let mut replays = 0;
-        let mut tried = Vec::new();
         let repeatable = head.idempotent && head.body == BodyLength::None;
+        let mut tried = Vec::new();
         loop {
-            let (lease, transport, reused) = match connect(&route, &mut carried.exchange, &mut tried, !repeatable).await
-            {
-                Ok(connected) => connected,
-                Err(why) => {
-                    let text = match why {
-                        NotConnected::Unreachable => {
-                            carried.exchange.judge(Outcome::Unreachable, None);
-                            "no endpoint could be reached"
-                        }
-                        NotConnected::Shortage => "the proxy is out of connections",
-                    };
-                    return client
-                        .answer(
-                            &respond::plain(StatusCode::SERVICE_UNAVAILABLE, text, carried.asked.head, false),
-                            false,
-                        )
-                        .await;
+            let (lease, transport) = match choose(route, &mut carried.exchange, &mut tried, !repeatable) {
+                Ok(found) => found,
+                Err(Unreachable) => {
+                    carried.exchange.judge(Outcome::Unreachable, None);
+                    let answer = OwnAnswer::Unavailable { is_head: carried.asked.head };
+                    return client.answer(&answer.write(false), false).await;
                 }
+            };
+            let reused = transport.is_some();
+            let transport = match transport {
+                Some(transport) => transport,
+                // Boxed, since connecting is rare and takes much room.
+                None => match Box::pin(connect(route, carried.exchange.arm(), &lease)).await {
+                    Ok(transport) => transport,
+                    Err(NotConnected::Shortage) => {
+                        let answer = OwnAnswer::Shortage { is_head: carried.asked.head };
+                        return client.answer(&answer.write(false), false).await;
+                    }
+                    Err(NotConnected::Unreachable) => {
+                        tried.push(lease.address());
+                        continue;
+                    }
+                },
             };
             ended.endpoint = Some(lease.address());
             if let Some(mirror) = route.mirror.as_ref().filter(|_| replays == 0) {
                 let to = route.upstream(carried.exchange.arm().other());
-                let method = request_head.split(|byte| *byte == b' ').next().unwrap_or_default();
-                let parts = || request::parts(&request_head);
+                let method = request.split(|byte| *byte == b' ').next().unwrap_or_default();
+                let parts = || request::parts(&request);
                 tap = mirror.offer(to, carried.key.as_deref(), method, head.body == BodyLength::None, parts);
             }
             let mut upstream = Upstream { transport, input: Buffer::default() };
             let mut exchange = Exchange {
-                upload: Upload::new(head.body, carried.started),
+                upload: Upload::new(head.body, client.seen),
                 patience,
-                since: carried.started,
+                since: client.seen,
                 heard: false,
                 answering: false,
                 client,
                 upstream: &mut upstream,
             };
-            let moved =
-                exchange.request_and_answer(&request_head, head, carried, ended, &mut tap, out, &self.drain).await;
+            let moved = exchange.request_and_answer(&mut request, head, carried, ended, &mut tap, &self.drain).await;
             let (upload_done, answering) = (exchange.upload.is_done(), exchange.answering);
             ended.bytes_in = exchange.upload.bytes;
             match moved {
@@ -424,7 +401,7 @@ impl Http1 {
                         && !exchange.upload.stopped
                         && (upload_done || exchange.finish_upload(timeouts.request_header).await);
                     if reusable && upload_done && upstream.input.is_empty() {
-                        lease.endpoint.keep_idle(upstream.transport);
+                        lease.endpoint.keep_idle(upstream.transport, client.seen);
                     }
                     if let Some(tap) = tap {
                         tap.finish(true);
@@ -435,13 +412,14 @@ impl Http1 {
                     let _lease = lease;
                     // How long the tunnel lives, and who ends it, says nothing about the arm.
                     carried.exchange.judge(Outcome::Ok, ended.latency_us);
-                    self.tunnel(client, upstream, &route, ended).await;
+                    drop(request);
+                    Box::pin(self.tunnel(client, upstream, route, ended)).await;
                     return After::Abort;
                 }
                 Err(Broken::Upstream { early: true }) if reused && repeatable && replays < MAX_REPLAYS => {
                     // A pooled connection that the endpoint closed in the meantime.
                     replays += 1;
-                    out.clear();
+                    request.truncate(request_head);
                 }
                 Err(broken) => {
                     ended.broken = Some(broken);
@@ -484,22 +462,22 @@ impl Http1 {
             return;
         }
         let patience = forward::Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: LAST_WORDS };
-        let moved =
-            relay(&mut client.transport, &mut upstream.transport, patience, |_| ControlFlow::Continue(())).await;
+        let moved = relay(&mut client.transport, &mut upstream.transport, patience, |_| Seen::Enough).await;
         ended.bytes_in += early.len() as u64 + moved.up;
         ended.bytes_out += moved.down;
     }
 
     /// Stage 7.
-    fn record(&self, carried: &mut Carried, ended: &Ended, client: SocketAddr) {
+    fn record(&self, route: &Route, mut carried: Carried, ended: &Ended, client: SocketAddr) {
         if let Some(status) = ended.status {
-            carried.exchange.judge(super::service::answered(status, ended.grpc_status), ended.latency_us);
+            let outcome = super::service::answered(status, ended.grpc_status);
+            carried.exchange.judge_at_end(outcome, ended.latency_us);
         }
         carried.exchange.add_bytes(ended.bytes_in, ended.bytes_out);
-        if let Some((method, path)) = &carried.line {
+        if let Some((method, path)) = carried.line.as_deref() {
             tracing::info!(
                 target: "access",
-                route = carried.route.settings.name.as_str(),
+                route = route.settings.name.as_str(),
                 arm = carried.exchange.arm().as_str(),
                 endpoint = ended.endpoint.map(tracing::field::display),
                 client = %client.ip(),
@@ -525,27 +503,23 @@ enum Moved {
 
 impl Exchange<'_> {
     /// Sends the request, and brings its answer to the client.
-    #[expect(clippy::too_many_arguments, reason = "a step of `carry`, whose variables these are")]
     async fn request_and_answer(
         &mut self,
-        request_head: &[u8],
+        request: &mut Scratch,
         head: &Head,
         carried: &Carried,
         ended: &mut Ended,
         tap: &mut Option<Tap>,
-        out: &mut Vec<u8>,
         drain: &Drain,
     ) -> Result<Moved, Broken> {
-        out.clear();
-        out.extend_from_slice(request_head);
-        self.upload.first(&mut self.client.input, out)?;
-        self.send(out).await?;
-        out.clear();
+        self.upload.first(&mut self.client.input, request)?;
+        self.send(request).await?;
 
         let asked = carried.asked;
+        let mut out = Scratch::take();
         let mut interim = 0;
         let mut response = loop {
-            let response = self.answer(asked, out).await?;
+            let response = self.answer(asked, &mut out).await?;
             if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
                 break response;
             }
@@ -556,11 +530,13 @@ impl Exchange<'_> {
             // RFC 9110, section 15.2: a 1.0 client knows no interim answers.
             if asked.http11 {
                 out.extend_from_slice(b"\r\n");
-                self.write(out).await?;
+                self.write(&out).await?;
             }
             out.clear();
         };
-        let latency_us = carried.started.elapsed().as_micros() as u64;
+        let now = Instant::now();
+        let latency_us = now.duration_since(self.since).as_micros() as u64;
+        self.client.seen = now;
         self.upload.answered = true;
         (ended.status, ended.latency_us) = (Some(response.status), Some(latency_us));
         ended.grpc_status = response.grpc_status;
@@ -585,8 +561,8 @@ impl Exchange<'_> {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
         // RFC 9110, section 10.1.1: nobody knows whether the body that was announced with `Expect` is still to come.
-        let abandoned = carried.expects_continue && !self.upload.is_done();
-        let keep = head.keep_alive && !unframed && !abandoned && !drain.has_begun();
+        let abandoned = head.says.expect && !self.upload.is_done();
+        let keep = head.keep_alive && !unframed && !abandoned && drain.end().is_none();
         if !switched {
             // Also where it is the default: old clients, and people who read, want it said.
             let connection: &[u8] = if keep { b"connection: keep-alive\r\n" } else { b"connection: close\r\n" };
@@ -594,7 +570,7 @@ impl Exchange<'_> {
         }
         out.extend_from_slice(b"\r\n");
         if switched {
-            self.write(out).await?;
+            self.write(&out).await?;
             let early = self.upstream.input.bytes().to_vec();
             self.upstream.input = Buffer::default();
             self.write(&early).await?;
@@ -602,44 +578,48 @@ impl Exchange<'_> {
             return Ok(Moved::Switched);
         }
         let reusable = response.reusable;
-        self.deliver(out, &mut response.body, framing, tap, &mut ended.bytes_out).await?;
+        self.deliver(&mut out, &mut response.body, framing, tap, &mut ended.bytes_out).await?;
         Ok(Moved::Answered { reusable, keep })
     }
 }
 
-/// Stage 4: a pooled connection or a new one to an endpoint of the exchange's arm, or, where the route says so and green
-/// cannot be reached, of blue. `surely`: the request could not be sent again.
-async fn connect(
+/// None of the endpoints that may be tried is left.
+struct Unreachable;
+
+/// Stage 4: an endpoint of the exchange's arm, with a pooled connection to it if there is one, or, where the route says so
+/// and green cannot be reached, of blue. `surely`: the request could not be sent again.
+fn choose(
     route: &Route,
     exchange: &mut telemetry::Exchange,
     tried: &mut Vec<SocketAddr>,
     surely: bool,
-) -> Result<(Lease, Transport, bool), NotConnected> {
-    let patience = route.settings.timeouts.connect;
+) -> Result<(Lease, Option<Transport>), Unreachable> {
     loop {
-        let arm = route.upstream(exchange.arm());
-        let Some(lease) = arm.choose(tried) else {
-            if exchange.arm() == Arm::Blue || route.settings.fallback != Fallback::Blue {
-                return Err(NotConnected::Unreachable);
-            }
-            exchange.fall_back();
-            tried.clear();
-            continue;
-        };
-        if let Some(transport) = lease.endpoint.take_idle(surely) {
-            return Ok((lease, transport, true));
+        if let Some(lease) = route.upstream(exchange.arm()).choose(tried) {
+            let pooled = lease.endpoint.take_idle(surely);
+            return Ok((lease, pooled));
         }
-        let failure = match time::timeout(patience, establish(arm, lease.address())).await {
-            Ok(Ok(transport)) => return Ok((lease, transport, false)),
-            Ok(Err(error)) if is_shortage(&error) => {
-                route.meter.reject("no_descriptors");
-                return Err(NotConnected::Shortage);
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no connection within {patience:?}"),
-        };
-        tracing::debug!(route = route.settings.name, arm = %exchange.arm(), address = %lease.address(), failure, "Connecting failed");
-        lease.endpoint.connecting_failed(&failure);
-        tried.push(lease.address());
+        if exchange.arm() == Arm::Blue || route.settings.fallback != Fallback::Blue {
+            return Err(Unreachable);
+        }
+        exchange.fall_back();
+        tried.clear();
     }
+}
+
+/// A new connection.
+async fn connect(route: &Route, arm: Arm, lease: &Lease) -> Result<Transport, NotConnected> {
+    let patience = route.settings.timeouts.connect;
+    let failure = match time::timeout(patience, establish(route.upstream(arm), lease.address())).await {
+        Ok(Ok(transport)) => return Ok(transport),
+        Ok(Err(error)) if is_shortage(&error) => {
+            route.meter.reject("no_descriptors");
+            return Err(NotConnected::Shortage);
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no connection within {patience:?}"),
+    };
+    tracing::debug!(route = route.settings.name, %arm, address = %lease.address(), failure, "Connecting failed");
+    lease.endpoint.connecting_failed(&failure);
+    Err(NotConnected::Unreachable)
 }

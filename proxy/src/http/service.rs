@@ -296,7 +296,7 @@ impl ProxyHttp for Service {
         }
         // RFC 9110 section 10.1.1: nobody knows whether the body that was announced with `Expect` is still to come.
         let abandoned = expecting && !session.is_body_done();
-        if unframed || abandoned || self.drain.has_begun() {
+        if unframed || abandoned || self.drain.end().is_some() {
             session.set_keepalive(None);
         }
         Ok(())

@@ -1,17 +1,8 @@
 //! Idle connections to one endpoint, of one worker.
 
-use std::{
-    collections::VecDeque,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    task::{Context, Waker},
-};
+use std::collections::VecDeque;
 
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    task::unconstrained,
-    time::{Duration, Instant},
-};
+use tokio::time::{Duration, Instant};
 
 use crate::transport::Transport;
 
@@ -32,15 +23,7 @@ impl Pool {
     /// request that could not be sent again; else what the runtime has heard of is enough, which costs no system call.
     pub(super) fn take(&mut self, surely: bool) -> Option<Transport> {
         while let Some((mut transport, _)) = self.idle.pop_back() {
-            let mut byte = [0];
-            let mut byte = ReadBuf::new(&mut byte);
-            // Costs no system call while nothing has come.
-            // Unconstrained, or a task that has used its time up would find every connection quiet.
-            let quiet = {
-                let read = poll_fn(|cx| Pin::new(&mut transport).poll_read(cx, &mut byte));
-                pin!(unconstrained(read)).poll(&mut Context::from_waker(Waker::noop())).is_pending()
-            };
-            if quiet && (!surely || transport.is_silent()) {
+            if transport.is_quiet() && (!surely || transport.is_silent()) {
                 return Some(transport);
             }
         }

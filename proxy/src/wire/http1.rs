@@ -61,6 +61,19 @@ pub struct Head {
     pub keep_alive: bool,
     /// Whether the method is one that can be sent twice (9110, 9.2.2).
     pub idempotent: bool,
+    /// What its fields say that few say, so that nobody must look at all of them again for it.
+    pub says: Says,
+}
+
+/// Rare things that a head's fields say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Says {
+    /// There is an `Expect` (9110, 10.1.1).
+    pub expect: bool,
+    /// It wants an event stream.
+    pub events: bool,
+    /// `Connection` has options beyond `close`, `keep-alive` and `upgrade`: fields that end here (9110, 7.6.1).
+    pub hop_fields: bool,
 }
 
 /// What follows a head (9112, 6.3).
@@ -293,6 +306,7 @@ fn judge(head: &[u8]) -> Result<Head, Rejection> {
         body,
         keep_alive: !fields.close && (request.http11 || fields.keep_alive),
         idempotent: matches!(request.method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE"),
+        says: fields.says,
     })
 }
 
@@ -382,6 +396,7 @@ struct Fields<'a> {
     keep_alive: bool,
     upgrade: bool,
     upgrade_to_http2: bool,
+    says: Says,
 }
 
 impl<'a> Fields<'a> {
@@ -399,6 +414,8 @@ impl<'a> Fields<'a> {
                 self.hosts += 1;
                 self.host = value;
             }
+            6 if name.eq_ignore_ascii_case(b"expect") => self.says.expect = true,
+            6 if name.eq_ignore_ascii_case(b"accept") => self.says.events |= value.starts_with(b"text/event-stream"),
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
                 self.upgrade = true;
                 self.upgrade_to_http2 |= list(value).any(is_http2);
@@ -430,8 +447,10 @@ impl<'a> Fields<'a> {
             b"transfer-encoding",
         ];
         self.connection_options += 1;
-        self.close |= option.eq_ignore_ascii_case(b"close");
-        self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        let (close, keep_alive) = (option.eq_ignore_ascii_case(b"close"), option.eq_ignore_ascii_case(b"keep-alive"));
+        self.close |= close;
+        self.keep_alive |= keep_alive;
+        self.says.hop_fields |= !(close || keep_alive || option.eq_ignore_ascii_case(b"upgrade"));
         self.names_protected_field |= PROTECTED.iter().any(|name| option.eq_ignore_ascii_case(name))
             || !option.iter().all(|&byte| is_token(byte));
     }

@@ -17,14 +17,18 @@ use tokio::{
 
 use super::{
     Client,
-    buffer::Buffer,
     response::{Asked, Body, MAX_HEAD, Response},
 };
 use crate::{
+    buffer::Buffer,
     mirror::Tap,
+    splice::{self, Splice},
     transport::Transport,
     wire::{chunked::Chunks, http1::BodyLength},
 };
+
+/// So many bytes of a body still to come, and the system moves them.
+const SPLICED: u64 = 64 * 1024;
 
 /// A connection to an endpoint, while one exchange has it.
 #[derive(Debug)]
@@ -255,13 +259,29 @@ impl Upload {
     }
 }
 
+impl Client {
+    /// Notices a reset, which only reading does. The next request may come, and waits; a client that has said all still
+    /// gets its answer (RFC 9112, section 9.6).
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        if !self.input.is_empty() || self.done {
+            return Ok(());
+        }
+        match self.input.poll_fill(cx, &mut self.transport, MAX_HEAD) {
+            Poll::Ready(Ok(0)) => self.done = true,
+            Poll::Ready(Err(_)) => return Err(Broken::Client),
+            Poll::Ready(Ok(_)) | Poll::Pending => {}
+        }
+        Ok(())
+    }
+}
+
 /// An answer on its way.
 pub(super) struct Exchange<'a> {
     pub(super) client: &'a mut Client,
     pub(super) upstream: &'a mut Upstream,
     pub(super) upload: Upload,
     pub(super) patience: Patience,
-    /// What the last wait began with.
+    /// When the wait for the endpoint began.
     pub(super) since: Instant,
     /// Something of an answer has come.
     pub(super) heard: bool,
@@ -304,18 +324,8 @@ impl Exchange<'_> {
             if let Poll::Ready(heard) = upstream.input.poll_fill(cx, &mut upstream.transport, limit) {
                 return Poll::Ready(heard.map_err(|_| Broken::Upstream { early: false }));
             }
-            // Reading is how a reset is noticed. The next request may come, and waits; a client that has said all still
-            // gets its answer (RFC 9112, section 9.6).
-            if upload.is_done()
-                && client.input.is_empty()
-                && !client.done
-                && let Poll::Ready(read) = client.input.poll_fill(cx, &mut client.transport, MAX_HEAD)
-            {
-                match read {
-                    Ok(0) => client.done = true,
-                    Ok(_) => {}
-                    Err(_) => return Poll::Ready(Err(Broken::Client)),
-                }
+            if upload.is_done() {
+                client.poll_gone(cx)?;
             }
             // What TLS holds for the client, who waits for it.
             let _ = Pin::new(&mut client.transport).poll_flush(cx);
@@ -398,13 +408,65 @@ impl Exchange<'_> {
                 self.flush().await?;
                 return Ok(());
             }
+            if let Body::Length(left) = body
+                && *left >= SPLICED
+                && framing == Framing::AsIs
+                && tap.is_none()
+                && self.upload.is_done()
+            {
+                self.splice(left, delivered).await?;
+                if *left == 0 {
+                    return Ok(());
+                }
+            }
+            let heard = self.hear(MAX_HEAD, self.patience.part).await?;
             self.since = Instant::now();
-            match self.hear(MAX_HEAD, self.patience.part).await? {
+            self.client.seen = self.since;
+            match heard {
                 0 if matches!(body, Body::UntilClose) => *body = Body::None,
                 0 => return Err(Broken::Upstream { early: false }),
                 _ => {}
             }
         }
+    }
+
+    /// Has the system move the rest of a body. Some may be left, where it cannot.
+    async fn splice(&mut self, left: &mut u64, delivered: &mut u64) -> Result<(), Broken> {
+        let Self { client, upstream, patience, since, .. } = self;
+        let mut splice = Splice::default();
+        let mut still = false;
+        poll_fn(|cx| {
+            while *left > 0 {
+                let (Some(from), Some(to)) = (upstream.transport.plain(), client.transport.plain()) else { break };
+                let mut moved = 0;
+                let moving = splice.poll_move(cx, from, to, *left, &mut moved);
+                *left -= moved;
+                *delivered += moved;
+                still &= moved == 0;
+                match moving {
+                    Poll::Ready(Ok(Some(0))) | Poll::Ready(Err(splice::Broke::Reader)) => {
+                        return Poll::Ready(Err(Broken::Upstream { early: false }));
+                    }
+                    Poll::Ready(Ok(Some(_))) => {}
+                    Poll::Ready(Ok(None)) => break,
+                    Poll::Ready(Err(splice::Broke::Writer)) => return Poll::Ready(Err(Broken::Client)),
+                    Poll::Pending => {
+                        if !std::mem::replace(&mut still, true) {
+                            *since = Instant::now();
+                            client.seen = *since;
+                        }
+                        client.poll_gone(cx)?;
+                        let (patience, late) = match splice.is_blocked() {
+                            true => (patience.write, Broken::Client),
+                            false => (patience.part, Broken::UpstreamSilent),
+                        };
+                        return client.alarm.poll(cx, *since + patience).map(|()| Err(late));
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 
     /// Writes to the client.

@@ -36,6 +36,7 @@ fn ends_here(name: &[u8]) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
     head: &'a [u8],
+    framing: &'a Head,
     pub(super) method: &'a [u8],
     /// In origin form, or `*`.
     target: &'a [u8],
@@ -48,7 +49,8 @@ pub(super) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(super) fn new(head: &'a [u8]) -> Self {
+    /// `head`: without the empty line that may precede it. `framing`: what `scan` said of it.
+    pub(super) fn new(head: &'a [u8], framing: &'a Head) -> Self {
         let (method, target, http11) = http1::request_line_of(head);
         let (of_target, target) = split_absolute(target);
         let host = http1::fields(head).find(|field| field.is(b"host"));
@@ -58,6 +60,7 @@ impl<'a> Request<'a> {
         let (path, query) = whole.split_once('?').map_or((whole, None), |(path, query)| (path, Some(query)));
         Self {
             head,
+            framing,
             method,
             target,
             path: if path.is_empty() { "/" } else { path },
@@ -92,19 +95,12 @@ impl<'a> Request<'a> {
         Arm::BOTH.into_iter().find(|arm| arm.as_str().as_bytes().eq_ignore_ascii_case(wanted))
     }
 
-    pub(super) fn expects_continue(&self) -> bool {
-        http1::fields(self.head).any(|field| field.is(b"expect"))
-    }
-
-    pub(super) fn wants_events(&self) -> bool {
-        let accept = http1::fields(self.head).find(|field| field.is(b"accept"));
-        accept.is_some_and(|accept| accept.value.starts_with(b"text/event-stream"))
-    }
-
     /// RFC 9110, section 7.6.2: how many more may pass it on; only TRACE and OPTIONS count.
     pub(super) fn max_forwards(&self) -> Option<u64> {
-        let field = http1::fields(self.head).find(|field| field.is(b"max-forwards") && self.counts_forwards())?;
-        http1::decimal(field.value)
+        if !self.counts_forwards() {
+            return None;
+        }
+        http1::decimal(http1::fields(self.head).find(|field| field.is(b"max-forwards"))?.value)
     }
 
     fn counts_forwards(&self) -> bool {
@@ -120,7 +116,7 @@ impl<'a> Request<'a> {
     }
 
     /// Writes the head as the endpoint is to see it.
-    pub(super) fn write(&self, out: &mut Vec<u8>, framing: &Head, client: IpAddr, tls: bool) {
+    pub(super) fn write(&self, out: &mut Vec<u8>, client: IpAddr, tls: bool) {
         out.extend_from_slice(self.method);
         out.push(b' ');
         if !self.target.starts_with(b"/") && self.target != b"*" {
@@ -134,11 +130,11 @@ impl<'a> Request<'a> {
             out.extend_from_slice(b"\r\n");
         }
         let mut upgrade = Upgrade::default();
-        let named = Nominated::of(self.head);
+        let named = if self.framing.says.hop_fields { Nominated::of(self.head) } else { Nominated::none() };
         for field in http1::fields(self.head) {
             if field.is(b"max-forwards") && self.counts_forwards() {
                 let _ = write!(out, "max-forwards: {}\r\n", self.max_forwards().unwrap_or(1).saturating_sub(1));
-            } else if framing.body == BodyLength::Upgrade && field.is(b"upgrade") {
+            } else if self.framing.body == BodyLength::Upgrade && field.is(b"upgrade") {
                 upgrade.offered = true;
                 out.extend_from_slice(field.line);
             } else if field.is(b"connection") {
@@ -150,7 +146,7 @@ impl<'a> Request<'a> {
         if upgrade.offered && upgrade.asked {
             out.extend_from_slice(b"connection: upgrade\r\n");
         }
-        if framing.body == BodyLength::Chunked {
+        if self.framing.body == BodyLength::Chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
         // Writing into memory cannot fail.
@@ -174,7 +170,6 @@ struct Upgrade {
 
 impl key::Fields for Request<'_> {
     fn values<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        let name = name.to_owned();
         http1::fields(self.head).filter(move |field| field.is(name.as_bytes())).map(|field| field.value)
     }
 }
@@ -245,7 +240,7 @@ mod tests {
     fn written(head: &str) -> String {
         let Scan::Head(framing) = scan(head.as_bytes(), 0) else { panic!("{head:?} is no head") };
         let mut out = Vec::new();
-        Request::new(head.as_bytes()).write(&mut out, &framing, IpAddr::from([192, 0, 2, 7]), true);
+        Request::new(head.as_bytes(), &framing).write(&mut out, IpAddr::from([192, 0, 2, 7]), true);
         String::from_utf8(out).unwrap()
     }
 
@@ -308,8 +303,9 @@ mod tests {
             ("[::1]", "[::1]"),
         ] {
             let head = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+            let Scan::Head(framing) = scan(head.as_bytes(), 0) else { panic!("{head:?} is no head") };
             let mut room = String::new();
-            assert_eq!(Request::new(head.as_bytes()).host(&mut room), expected);
+            assert_eq!(Request::new(head.as_bytes(), &framing).host(&mut room), expected);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A response's head: checked, and written anew for the client.
 
-use std::io::Write;
+use std::{io::Write, mem::MaybeUninit};
 
 use http::StatusCode;
 
@@ -53,9 +53,10 @@ impl Response {
     /// Reads a head and writes it to `out` as the client is to see it, without the empty line, since the caller has fields
     /// to add. `None`: more must come. Errors: it makes no sense.
     pub(super) fn read(bytes: &[u8], asked: Asked, out: &mut Vec<u8>) -> Result<Option<Self>, Nonsense> {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut parsed = httparse::Response::new(&mut fields);
-        let httparse::Status::Complete(length) = parsed.parse(bytes).map_err(|_| Nonsense)? else {
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut parsed = httparse::Response::new(&mut []);
+        let read = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields);
+        let httparse::Status::Complete(length) = read.map_err(|_| Nonsense)? else {
             return if bytes.len() >= MAX_HEAD { Err(Nonsense) } else { Ok(None) };
         };
         let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Nonsense)?;
