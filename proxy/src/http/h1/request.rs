@@ -100,7 +100,10 @@ impl<'a> Request<'a> {
         if !self.counts_forwards() {
             return None;
         }
-        http1::decimal(http1::fields(self.head).find(|field| field.is(b"max-forwards"))?.value)
+        let value = http1::fields(self.head).find(|field| field.is(b"max-forwards"))?.value;
+        let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+        // What is more than can be counted becomes the most that can.
+        is_number.then(|| http1::decimal(value).unwrap_or(i64::MAX as u64))
     }
 
     fn counts_forwards(&self) -> bool {
@@ -129,21 +132,22 @@ impl<'a> Request<'a> {
             out.extend_from_slice(self.authority.unwrap_or_default().as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        let mut upgrade = Upgrade::default();
+        // RFC 9110, section 7.8: who wants it says so in `Connection`, too, or it was for the hop before.
+        let upgrade = self.framing.body == BodyLength::Upgrade
+            && http1::fields(self.head)
+                .filter(|field| field.is(b"connection"))
+                .any(|field| http1::list(field.value).any(|option| option.eq_ignore_ascii_case(b"upgrade")));
         let named = if self.framing.says.hop_fields { Nominated::of(self.head) } else { Nominated::none() };
         for field in http1::fields(self.head) {
-            if field.is(b"max-forwards") && self.counts_forwards() {
-                let _ = write!(out, "max-forwards: {}\r\n", self.max_forwards().unwrap_or(1).saturating_sub(1));
-            } else if self.framing.body == BodyLength::Upgrade && field.is(b"upgrade") {
-                upgrade.offered = true;
-                out.extend_from_slice(field.line);
-            } else if field.is(b"connection") {
-                upgrade.asked |= http1::list(field.value).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-            } else if !ends_here(field.name) && !named.names(field.name) {
+            if field.is(b"max-forwards")
+                && let Some(left) = self.max_forwards()
+            {
+                let _ = write!(out, "max-forwards: {}\r\n", left.saturating_sub(1));
+            } else if (upgrade && field.is(b"upgrade")) || (!ends_here(field.name) && !named.names(field.name)) {
                 out.extend_from_slice(field.line);
             }
         }
-        if upgrade.offered && upgrade.asked {
+        if upgrade {
             out.extend_from_slice(b"connection: upgrade\r\n");
         }
         if self.framing.body == BodyLength::Chunked {
@@ -160,12 +164,6 @@ impl<'a> Request<'a> {
         // RFC 9110, section 7.6.3: a gateway says that it was on the way.
         out.extend_from_slice(if self.http11 { b"via: 1.1 crossfade\r\n\r\n" } else { b"via: 1.0 crossfade\r\n\r\n" });
     }
-}
-
-#[derive(Default)]
-struct Upgrade {
-    offered: bool,
-    asked: bool,
 }
 
 impl key::Fields for Request<'_> {
@@ -290,8 +288,25 @@ mod tests {
     fn an_upgrade_goes_on_only_when_it_was_asked_for() {
         let asked = written("GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
         assert!(asked.contains("Upgrade: websocket\r\nconnection: upgrade\r\n"), "{asked}");
+        let unnamed = written("GET /ws HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\n\r\n");
+        assert!(!unnamed.contains("pgrade"), "{unnamed}");
         let plain = written("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n");
         assert!(plain.contains("transfer-encoding: chunked\r\n") && !plain.contains("pgrade"), "{plain}");
+    }
+
+    #[test]
+    fn forwards_are_counted_where_there_is_something_to_count() {
+        for (method, value, expected) in [
+            ("OPTIONS", "5", "max-forwards: 4\r\n"),
+            ("TRACE", "1", "max-forwards: 0\r\n"),
+            ("TRACE", "99999999999999999999", "max-forwards: 9223372036854775806\r\n"),
+            ("TRACE", "many", "Max-Forwards: many\r\n"),
+            ("TRACE", "", "Max-Forwards: \r\n"),
+            ("GET", "5", "Max-Forwards: 5\r\n"),
+        ] {
+            let out = written(&format!("{method} / HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: {value}\r\n\r\n"));
+            assert!(out.contains(expected), "{method} {value}: {out}");
+        }
     }
 
     #[test]

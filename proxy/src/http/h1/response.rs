@@ -88,6 +88,10 @@ impl Response {
                 _ => {}
             }
         }
+        // RFC 9112, section 6.1: such framing is faulty.
+        if framing.chunked && parsed.version == Some(0) {
+            return Err(Nonsense);
+        }
         let body = framing.body(status, asked.head)?;
         // RFC 9112, section 9.3: `close` wins.
         let close = said_close || (parsed.version == Some(0) && !said_keep);
@@ -145,15 +149,13 @@ impl Framing {
     fn take(&mut self, field: &httparse::Header<'_>) -> Result<(), Nonsense> {
         match field.name.len() {
             14 if field.name.eq_ignore_ascii_case("content-length") => {
-                for value in http1::list(field.value) {
-                    let length = http1::decimal(value).ok_or(Nonsense)?;
+                // An empty element is no length: others see none at all then.
+                for value in field.value.split(|byte| *byte == b',') {
+                    let length = http1::decimal(value.trim_ascii()).ok_or(Nonsense)?;
                     if self.length.is_some_and(|known| known != length) {
                         return Err(Nonsense);
                     }
                     self.length = Some(length);
-                }
-                if self.length.is_none() {
-                    return Err(Nonsense);
                 }
             }
             17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
@@ -235,7 +237,10 @@ mod tests {
             "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\nconnection: keep-alive\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1,\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: ,1\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: \r\n\r\n",
             "HTTP/1.1 101 Switching Protocols\r\n\r\n",
             "HTTP/1.1 200 OK\r\nx y: z\r\n\r\n",
@@ -243,6 +248,28 @@ mod tests {
             &many,
         ] {
             assert_eq!(read(head, ASKED).map(|_| ()), Err(Nonsense), "{head:?}");
+            for cut in 0..head.len() {
+                // Until it is whole it may be found wrong, and never right.
+                let part = Response::read(&head.as_bytes()[..cut], ASKED, &mut Vec::new());
+                assert!(matches!(part, Ok(None) | Err(Nonsense)), "{head:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_waited_for_to_its_last_byte_and_nothing_is_written_before() {
+        for head in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n",
+            "HTTP/1.0 200\r\nx-a: caf\u{e9}\r\nx-empty:\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: x-a, close\r\nx-a: 1\r\n\r\n",
+        ] {
+            for cut in 0..head.len() {
+                let mut out = Vec::new();
+                let part = Response::read(&head.as_bytes()[..cut], ASKED, &mut out);
+                assert!(matches!(part, Ok(None)) && out.is_empty(), "{head:?} cut at {cut}");
+            }
+            assert_eq!(read(head, ASKED).unwrap().0.length, head.len());
         }
     }
 }
