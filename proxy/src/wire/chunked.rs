@@ -208,6 +208,12 @@ mod tests {
             "0\r\ntransfer-encoding: chunked\r\n\r\n",
         ] {
             assert_eq!(whole(faulty.as_bytes()).err(), Some(Malformed), "{faulty:?}");
+            for cut in 0..faulty.len() {
+                let (first, second) = faulty.as_bytes().split_at(cut);
+                let mut chunks = Chunks::default();
+                let fed = chunks.feed(first, |_| {}).and_then(|_| chunks.feed(second, |_| {}));
+                assert_eq!(fed, Err(Malformed), "{faulty:?} cut at {cut}");
+            }
         }
         let endless = [b"1;".as_slice(), &[b'x'; MAX_EXTENSIONS + 1]].concat();
         assert_eq!(whole(&endless).err(), Some(Malformed));

@@ -611,6 +611,18 @@ mod tests {
         Scan::Incomplete { scanned: resume }
     }
 
+    /// Reads a request in two pieces, cut wherever it can be, and checks that the answer stays what it is.
+    fn check_in_two(bytes: &[u8]) {
+        let answer = whole(bytes);
+        for cut in 0..bytes.len() {
+            let in_two = match scan(&bytes[..cut], 0) {
+                Scan::Incomplete { scanned } => scan(bytes, scanned),
+                early => early,
+            };
+            assert_eq!(in_two, answer, "cut at {cut}: {}", bytes.escape_ascii());
+        }
+    }
+
     fn accepted(bytes: impl AsRef<[u8]>) -> Head {
         let bytes = bytes.as_ref();
         match whole(bytes) {
@@ -628,6 +640,7 @@ mod tests {
         }
         if bytes.len() < 4096 {
             assert_eq!(dripped(bytes), whole(bytes), "{shown}");
+            check_in_two(bytes);
         }
     }
 
@@ -636,6 +649,7 @@ mod tests {
         let head = accepted(bytes);
         assert_eq!((head.body, head.keep_alive), (body, keep_alive), "{}", bytes.escape_ascii());
         assert_eq!(dripped(bytes), Scan::Head(head), "{}", bytes.escape_ascii());
+        check_in_two(bytes);
         for cut in 0..head.length {
             assert!(matches!(whole(&bytes[..cut]), Scan::Incomplete { .. }), "{cut}: {}", bytes.escape_ascii());
         }
