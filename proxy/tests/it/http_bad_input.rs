@@ -22,10 +22,10 @@ use crate::{
 // HTTP/1.1: heads
 
 /// A bad head, and how it is refused: the status, and the reason it is counted under.
-struct Case(&'static str, Vec<u8>, u16, &'static str);
+pub(crate) struct Case(pub(crate) &'static str, pub(crate) Vec<u8>, pub(crate) u16, pub(crate) &'static str);
 
 /// A request line, then these fields.
-fn head(line: &str, fields: &[&str]) -> Vec<u8> {
+pub(crate) fn head(line: &str, fields: &[&str]) -> Vec<u8> {
     let mut head = format!("{line}\r\n");
     for field in fields {
         head += field;
@@ -46,7 +46,7 @@ fn get(fields: &[&str]) -> Vec<u8> {
     head("GET / HTTP/1.1", fields)
 }
 
-fn bad_heads() -> Vec<Case> {
+pub(crate) fn bad_heads() -> Vec<Case> {
     let chunked = "transfer-encoding: chunked";
     let body = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
     let fields = |count: usize| -> Vec<String> {
