@@ -28,7 +28,7 @@ lint: build-tools ## Formatting, clippy with warnings as errors, and cargo-deny 
 	else echo "cargo-deny is not installed: advisories and licences are not checked"; fi
 
 .PHONY: bench
-bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 20 minutes; CASE="http tls" runs some of it
+bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 30 minutes; CASE="http tls" runs some of it
 	$(CARGO) build --release --locked -p proxy -p loadtest
 	PATH="$(BENCH_TOOLS)/bin:$$PATH" target/release/loadtest bench $(CASE) \
 		--json target/bench.json --markdown target/bench.md

@@ -5,8 +5,12 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
-use tokio::runtime;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tracing_subscriber::EnvFilter;
 
 mod bench;
@@ -69,4 +73,19 @@ pub fn main() -> ExitCode {
 
 fn runtime() -> runtime::Runtime {
     runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started")
+}
+
+/// The first SIGINT, SIGTERM or SIGHUP. Errors: one cannot be waited for.
+async fn told_to_end() -> anyhow::Result<()> {
+    let wait = |kind, name| signal(kind).with_context(|| format!("{name}: cannot be waited for"));
+    let mut interrupted = wait(SignalKind::interrupt(), "SIGINT")?;
+    let mut terminated = wait(SignalKind::terminate(), "SIGTERM")?;
+    let mut hung_up = wait(SignalKind::hangup(), "SIGHUP")?;
+    tokio::select! { _ = interrupted.recv() => {} _ = terminated.recv() => {} _ = hung_up.recv() => {} }
+    Ok(())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")
 }

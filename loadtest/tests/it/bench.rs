@@ -117,6 +117,28 @@ async fn a_peer_that_fails_to_start_is_quoted() {
 }
 
 #[tokio::test]
+async fn each_case_of_load_is_driven_through_nginx() {
+    let dir = TempDir::new().unwrap();
+    let json = dir.path().join("bench.json");
+    let peers = "--peer direct --peer nginx --peer nginx-2 --peer nginx-stream";
+    let output = run(&format!("http workers latency {peers} --rounds 1 --seconds 1"), Some(&json)).await;
+    assert!(output.status.success(), "{output:?}");
+    let results = results(&json);
+    let figure =
+        |case: usize, peer: usize, name: &str| results["cases"][case]["peers"][peer]["rounds"][0][name].as_f64();
+    let ratio = |case: usize, peer: usize, kind: &str| {
+        let ratio = &results["cases"][case]["peers"][peer][kind];
+        (ratio["to"].as_str().unwrap_or_default().to_owned(), ratio["rounds"].as_array().map(Vec::len))
+    };
+    // direct, nginx and nginx-stream; nginx and nginx-2; direct and nginx.
+    assert_eq!(ratio(0, 1, "floor"), ("nginx-stream".to_owned(), Some(1)));
+    assert_eq!(ratio(1, 1, "ratio"), ("nginx".to_owned(), Some(1)));
+    let p99 = figure(2, 1, "p99_us").unwrap() - figure(2, 0, "p99_us").unwrap();
+    assert_eq!(figure(2, 1, "added_p99_us"), Some(p99));
+    assert_eq!(results["goals"], Value::Array(Vec::new()), "without Crossfade there is nothing to promise");
+}
+
+#[tokio::test]
 async fn the_list_says_who_takes_part_and_who_does_not() {
     let output = run("--list mirror", None).await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
