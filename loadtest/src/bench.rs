@@ -9,11 +9,13 @@
 //! - [`peer`], [`origin`], [`template`]: who is started, and how it is configured (`loadtest/bench`);
 //! - [`process`]: what a started program uses;
 //! - [`load`], [`idle`]: what is done to it;
+//! - [`profile`]: where the time of one of them goes;
 //! - [`result`], [`table`], [`goal`]: what came of it, and whether it is what it should be.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -28,6 +30,7 @@ use self::{
     origin::{BlackHole, CA, Origins},
     peer::{Peer, Ports, Program, Started, Tools},
     process::{Cores, Cpu},
+    profile::Perf,
     result::{CaseResult, Figures, LeftOut, Machine, Measured, add_latency_added, figure, summarise},
     table::{counted, pinning},
 };
@@ -43,6 +46,7 @@ mod load;
 mod origin;
 mod peer;
 mod process;
+mod profile;
 mod result;
 mod table;
 mod template;
@@ -164,6 +168,34 @@ impl Bench {
 
     fn went_by(&self, time: Duration) {
         self.progress.inc(time.as_millis() as u64);
+    }
+
+    /// Runs the load of each case through one peer, the last Crossfade there is unless others are left out, while a
+    /// profiler looks on; hands each file written, and its text, to `done`. Errors: no profiler, a case that is not about
+    /// load, a program that fails.
+    pub(crate) async fn profile(
+        &self,
+        into: &Path,
+        mut done: impl FnMut(&Path, &str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let perf = Perf::look()?;
+        fs::create_dir_all(into).with_context(|| format!("{}: cannot be made", into.display()))?;
+        for case in &self.cases {
+            let (mut peers, left_out) = self.take_part(case);
+            if self.peers.is_empty() {
+                peers.retain(|peer| peer.program() == Some(Program::Crossfade));
+            }
+            let Some(peer) = peers.pop().filter(|peer| peer.program().is_some()) else {
+                let why: Vec<_> = left_out.iter().map(|one| format!("{}: {}", one.peer, one.reason)).collect();
+                bail!("case {}: nobody to look at; {}", case.name, why.join("; "));
+            };
+            let mut run = self.case_run(case, vec![peer])?;
+            let text = run.profile(peer, &perf, into).await.with_context(|| format!("case {}", case.name))?;
+            let file = into.join(format!("{}.txt", case.name));
+            fs::write(&file, &text).with_context(|| format!("{}: cannot be written", file.display()))?;
+            done(&file, &text)?;
+        }
+        Ok(())
     }
 
     fn case_run(&self, case: &'static Case, peers: Vec<Peer>) -> anyhow::Result<CaseRun<'_>> {
@@ -304,6 +336,49 @@ impl CaseRun<'_> {
             self.bench.went_by(warm_up + seconds);
         }
         Ok(measured)
+    }
+
+    /// The load of the case through `peer` while `perf` looks on: where the time goes.
+    async fn profile(&mut self, peer: Peer, perf: &Perf, into: &Path) -> anyhow::Result<String> {
+        let case = self.case;
+        let Some(drive) = case.kind.drive(peer) else {
+            bail!("it is not about load through a proxy; choose another");
+        };
+        let (mut origins, load, mut started) = self.set_up().await?;
+        let started = started.get_mut(&peer).expect("every peer was started");
+        let arguments = self.arguments(drive, started);
+        let held = self.hold(drive, started).await.with_context(|| peer.name())?;
+        load.run(&arguments, WARM_UP[0]).await.with_context(|| format!("{}, warming up", peer.name()))?;
+
+        let pids = started.process.as_ref().expect("a program was started").pids().context("its processes")?;
+        let data = into.join(format!("{}.perf.data", case.name));
+        let recording = perf.record(&pids, self.core(Cores::load), &data)?;
+        let before = started.cpu()?;
+        let report = load.run(&arguments, Duration::from_secs(self.bench.outcome.seconds)).await;
+        let report = report.with_context(|| peer.name())?;
+        let spent = started.cpu()?.zip(before).map(|(after, before)| after - before);
+        recording.stop().await?;
+        if let Some(process) = &mut started.process {
+            process.runs()?;
+        }
+        origins.run()?;
+        held.all_open().with_context(|| peer.name())?;
+
+        let figures = figures(&report, spent);
+        let of = |name| figures.of.get(name).copied().unwrap_or_default();
+        let head = format!(
+            "{}: {}\n{}, {:.0} requests/s, {:.2} µs of processor time per request while looked at; \
+             by the kernel's account user {:.2} µs, kernel {:.2} µs\nmore: perf report -i {}",
+            case.name,
+            case.about,
+            peer.name(),
+            of(figure::RATE),
+            of(figure::CPU),
+            of(figure::USER),
+            of(figure::SYSTEM),
+            data.display(),
+        );
+        Ok(profile::text(&head, &perf.symbols(&data).await?, of(figure::CPU)))
     }
 
     /// Opens the connections that stay idle beside the load.

@@ -17,6 +17,7 @@ mod bench;
 mod compare;
 mod load;
 mod origin;
+mod profile;
 mod verify;
 
 /// It could not be run as asked; what clap exits with for faulty flags.
@@ -41,6 +42,7 @@ enum Command {
     Verify(verify::Verify),
     Compare(compare::Compare),
     Bench(bench::Bench),
+    Profile(profile::Profile),
     /// Runs a server that says who answered, until Ctrl-C.
     #[command(subcommand)]
     Origin(origin::Origin),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Verify(verify) => (verify.run(), UNUSABLE.into()),
         Command::Compare(compare) => (compare.run(), UNUSABLE.into()),
         Command::Bench(bench) => (runtime().block_on(bench.run()), UNUSABLE.into()),
+        Command::Profile(profile) => (runtime().block_on(profile.run()), UNUSABLE.into()),
         Command::Origin(origin) => {
             (runtime().block_on(origin::run(origin)).map(|()| ExitCode::SUCCESS), ExitCode::FAILURE)
         }
