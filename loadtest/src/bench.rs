@@ -9,11 +9,13 @@
 //! - [`peer`], [`origin`], [`template`]: who is started, and how it is configured (`loadtest/bench`);
 //! - [`process`]: what a started program uses;
 //! - [`load`], [`idle`]: what is done to it;
-//! - [`result`], [`table`]: what came of it.
+//! - [`profile`]: where the time of one of them goes;
+//! - [`result`], [`table`], [`goal`]: what came of it, and whether it is what it should be.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -22,36 +24,47 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
 use self::{
-    case::{CASES, Case, IDLE, Kind, Through},
+    case::{By, CASES, Case, Drive, IDLE, Kind, MANY, MANY_IDLE, Through},
+    idle::Held,
     load::Load,
-    origin::{CA, Origins},
+    origin::{BlackHole, CA, Origins},
     peer::{Peer, Ports, Program, Started, Tools},
     process::{Cores, Cpu},
-    result::{CaseResult, Figures, LeftOut, Machine, figure, summarise},
+    profile::Perf,
+    result::{CaseResult, Figures, LeftOut, Machine, Measured, add_latency_added, figure, summarise},
     table::{counted, pinning},
 };
-use crate::{ledger::unix_micros, report::Report};
+use crate::{
+    ledger::unix_micros,
+    report::{Latencies, Report},
+};
 
 mod case;
+mod goal;
 mod idle;
 mod load;
 mod origin;
 mod peer;
 mod process;
+mod profile;
 mod result;
 mod table;
 mod template;
 
 pub(crate) use self::{
     result::{Outcome, SCHEMA},
-    table::{markdown, render_case},
+    table::{markdown, render_case, render_goals},
 };
 
 /// Load before the measured one: in the first round, when everything is new, and in the others.
 const WARM_UP: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis(300)];
+/// Files that a proxy has open besides its connections, and to spare.
+const RESERVE: usize = 1000;
 /// What a run costs besides its load, and an idle peer in all, in seconds: to say how long it will take.
 const OVERHEAD: f64 = 0.15;
 const IDLE_SECONDS: f64 = 3.5;
+/// What opening and closing the idle connections of a load takes, in seconds.
+const MANY_SECONDS: f64 = 3.0;
 /// Memory hardly varies between rounds.
 const IDLE_ROUNDS: usize = 2;
 /// Green's share of the answers when 1000 keys are split half and half.
@@ -105,6 +118,7 @@ impl Bench {
             machine: Machine::here(cores),
             versions: tools.versions(),
             cases: Vec::new(),
+            goals: Vec::new(),
         };
         Ok(Self { cases, peers: plan.peers, tools, cores, progress: ProgressBar::hidden(), outcome })
     }
@@ -135,6 +149,7 @@ impl Bench {
             let result = self.case(case).await.with_context(|| format!("case {}", case.name))?;
             self.progress.suspend(|| done(&result));
             self.outcome.cases.push(result);
+            self.outcome.goals = goal::judge(&self.outcome.cases);
             before += self.seconds_of(case);
         }
         self.outcome.complete = true;
@@ -155,9 +170,36 @@ impl Bench {
         self.progress.inc(time.as_millis() as u64);
     }
 
-    async fn case(&self, case: &'static Case) -> anyhow::Result<CaseResult> {
-        let (peers, left_out) = self.take_part(case);
-        let mut run = CaseRun {
+    /// Runs the load of each case through one peer, the last Crossfade there is unless others are left out, while a
+    /// profiler looks on; hands each file written, and its text, to `done`. Errors: no profiler, a case that is not about
+    /// load, a program that fails.
+    pub(crate) async fn profile(
+        &self,
+        into: &Path,
+        mut done: impl FnMut(&Path, &str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let perf = Perf::look()?;
+        fs::create_dir_all(into).with_context(|| format!("{}: cannot be made", into.display()))?;
+        for case in &self.cases {
+            let (mut peers, left_out) = self.take_part(case);
+            if self.peers.is_empty() {
+                peers.retain(|peer| peer.program() == Some(Program::Crossfade));
+            }
+            let Some(peer) = peers.pop().filter(|peer| peer.program().is_some()) else {
+                let why: Vec<_> = left_out.iter().map(|one| format!("{}: {}", one.peer, one.reason)).collect();
+                bail!("case {}: nobody to look at; {}", case.name, why.join("; "));
+            };
+            let mut run = self.case_run(case, vec![peer])?;
+            let text = run.profile(peer, &perf, into).await.with_context(|| format!("case {}", case.name))?;
+            let file = into.join(format!("{}.txt", case.name));
+            fs::write(&file, &text).with_context(|| format!("{}: cannot be written", file.display()))?;
+            done(&file, &text)?;
+        }
+        Ok(())
+    }
+
+    fn case_run(&self, case: &'static Case, peers: Vec<Peer>) -> anyhow::Result<CaseRun<'_>> {
+        Ok(CaseRun {
             case,
             peers,
             bench: self,
@@ -167,20 +209,34 @@ impl Bench {
                 .prefix("loadtest-bench-")
                 .tempdir()
                 .context("no folder for temporary files")?,
+            black_hole: None,
+            missing: 0,
             notes: BTreeSet::new(),
-        };
-        let measured = match &case.kind {
+        })
+    }
+
+    async fn case(&self, case: &'static Case) -> anyhow::Result<CaseResult> {
+        let (peers, left_out) = self.take_part(case);
+        let mut run = self.case_run(case, peers)?;
+        let rounds = match &case.kind {
             _ if run.peers.is_empty() => Vec::new(),
-            Kind::Load { through, path, arguments } => run.load(*through, path, arguments).await?,
+            Kind::Load { .. } | Kind::Workers { .. } | Kind::Many { .. } => run.load().await?,
             Kind::Idle { through } => run.idle(*through).await?,
             Kind::Generator => run.generators().await?,
         };
-        let measured = measured.into_iter().map(|(peer, rounds)| (peer.name(), rounds)).collect();
+        let of = |(peer, rounds): (&Peer, _)| Measured {
+            peer: peer.name(),
+            to: peer.plain().unwrap_or(case.to).name(),
+            rounds,
+        };
+        let mut measured: Vec<Measured> = run.peers.iter().zip(rounds).map(of).collect();
+        add_latency_added(&mut measured, Peer::Direct.name());
+        let floor = case.peers.contains(&Peer::NginxStream).then_some(Peer::NginxStream.name());
         Ok(CaseResult {
             name: case.name,
             about: case.about,
             ratio_by: case.by,
-            peers: summarise(measured, case.by, case.to.name()),
+            peers: summarise(measured, case.by, floor),
             left_out,
             notes: run.notes.into_iter().collect(),
         })
@@ -193,10 +249,7 @@ impl Bench {
             .iter()
             .map(|(peer, reason)| LeftOut { peer: (*peer).to_owned(), reason: (*reason).to_owned() })
             .collect();
-        let through = match case.kind {
-            Kind::Load { through, .. } | Kind::Idle { through } => through,
-            Kind::Generator => Through::Http,
-        };
+        let through = case.kind.through();
         let origin = Origins::program(through);
         let here = |peer: &Peer| {
             let reason = if self.tools.path(origin).is_none() {
@@ -207,7 +260,7 @@ impl Bench {
             } else if !self.peers.is_empty() && !self.peers.iter().any(|name| name == peer.name()) {
                 Some("not asked for".to_owned())
             } else {
-                self.tools.missing(*peer, through)
+                self.tools.missing(*peer, peer.through(through))
             };
             let Some(reason) = reason else { return true };
             left_out.push(LeftOut { peer: peer.name().to_owned(), reason });
@@ -223,8 +276,12 @@ impl Bench {
         let measured = self.outcome.seconds as f64 + OVERHEAD;
         let [first, later] = WARM_UP.map(|warm_up| warm_up.as_secs_f64() + OVERHEAD + measured);
         let of = |peer: &Peer| match (&case.kind, peer) {
-            (Kind::Load { .. }, Peer::Direct) => first,
-            (Kind::Load { .. }, _) => first + (rounds - 1.0) * later,
+            (Kind::Load { .. }, Peer::Direct) if case.by != By::Added => first,
+            (Kind::Load { .. } | Kind::Workers { .. }, _) => first + (rounds - 1.0) * later,
+            (Kind::Many { .. }, peer) => {
+                let opening = if peer.has_many() { MANY_SECONDS } else { 0.0 };
+                first + (rounds - 1.0) * later + rounds * opening
+            }
             (Kind::Idle { .. }, _) => rounds.min(IDLE_ROUNDS as f64) * IDLE_SECONDS,
             (Kind::Generator, _) => rounds * measured,
         };
@@ -232,8 +289,8 @@ impl Bench {
     }
 }
 
-/// The figures of each peer, round by round.
-type Measured = Vec<(Peer, Vec<Figures>)>;
+/// The figures of each peer, in their order, round by round.
+type Rounds = Vec<Vec<Figures>>;
 
 /// A case while it runs.
 struct CaseRun<'a> {
@@ -242,52 +299,123 @@ struct CaseRun<'a> {
     bench: &'a Bench,
     ports: Ports,
     dir: TempDir,
+    /// Where copies go that are not to be answered.
+    black_hole: Option<BlackHole>,
+    /// Idle connections that there are no descriptors for.
+    missing: usize,
     notes: BTreeSet<String>,
 }
 
 impl CaseRun<'_> {
-    async fn load(&mut self, through: Through, path: &str, arguments: &str) -> anyhow::Result<Measured> {
-        let mut origins = self.origins(through, Cores::load).await?;
-        let load = Load::new(self.bench.cores.map(Cores::load), self.dir.path())?;
-        let mut started = BTreeMap::new();
-        for peer in self.peers.clone() {
-            started.insert(peer, self.start(peer, through, &origins).await?);
-        }
-
+    async fn load(&mut self) -> anyhow::Result<Rounds> {
+        let case = self.case;
+        let (mut origins, load, mut started) = self.set_up().await?;
         let seconds = Duration::from_secs(self.bench.outcome.seconds);
         let mut measured = self.nothing_yet();
         for (round, nth) in self.turns(self.bench.outcome.rounds) {
             let peer = self.peers[nth];
             self.show(round, peer);
             let started = started.get_mut(&peer).expect("every peer was started");
-            let arguments = self.arguments(arguments, through, path, started);
+            let drive = case.kind.drive(peer).expect("the case is about load");
+            let arguments = self.arguments(drive, started);
+            let held = self.hold(drive, started).await.with_context(|| peer.name())?;
             let warm_up = WARM_UP[usize::from(round > 0)];
             load.run(&arguments, warm_up).await.with_context(|| format!("{}, warming up", peer.name()))?;
 
-            let cpu = || {
-                started
-                    .process
-                    .as_ref()
-                    .map(|process| process.cpu().context("processor time: not readable"))
-                    .transpose()
-            };
-            let before = cpu()?;
+            let before = started.cpu()?;
             let report = load.run(&arguments, seconds).await.with_context(|| peer.name())?;
-            let spent = cpu()?.zip(before).map(|(after, before)| after - before);
+            let spent = started.cpu()?.zip(before).map(|(after, before)| after - before);
             if let Some(process) = &mut started.process {
                 process.runs()?;
             }
             origins.run()?;
-            let doubts = doubts(peer, through, &report);
+            held.all_open().with_context(|| peer.name())?;
+            let doubts = doubts(peer, drive.through, &report);
             self.notes.extend(doubts.into_iter().map(|doubt| format!("{}: {doubt}", peer.name())));
-            measured[nth].1.push(figures(&report, spent));
+            measured[nth].push(figures(&report, spent));
             self.bench.went_by(warm_up + seconds);
         }
         Ok(measured)
     }
 
-    async fn idle(&mut self, through: Through) -> anyhow::Result<Measured> {
-        descriptors_for(IDLE)?;
+    /// The load of the case through `peer` while `perf` looks on: where the time goes.
+    async fn profile(&mut self, peer: Peer, perf: &Perf, into: &Path) -> anyhow::Result<String> {
+        let case = self.case;
+        let Some(drive) = case.kind.drive(peer) else {
+            bail!("it is not about load through a proxy; choose another");
+        };
+        let (mut origins, load, mut started) = self.set_up().await?;
+        let started = started.get_mut(&peer).expect("every peer was started");
+        let arguments = self.arguments(drive, started);
+        let held = self.hold(drive, started).await.with_context(|| peer.name())?;
+        load.run(&arguments, WARM_UP[0]).await.with_context(|| format!("{}, warming up", peer.name()))?;
+
+        let pids = started.process.as_ref().expect("a program was started").pids().context("its processes")?;
+        let data = into.join(format!("{}.perf.data", case.name));
+        let recording = perf.record(&pids, self.core(Cores::load), &data)?;
+        let before = started.cpu()?;
+        let report = load.run(&arguments, Duration::from_secs(self.bench.outcome.seconds)).await;
+        let report = report.with_context(|| peer.name())?;
+        let spent = started.cpu()?.zip(before).map(|(after, before)| after - before);
+        recording.stop().await?;
+        if let Some(process) = &mut started.process {
+            process.runs()?;
+        }
+        origins.run()?;
+        held.all_open().with_context(|| peer.name())?;
+
+        let figures = figures(&report, spent);
+        let of = |name| figures.of.get(name).copied().unwrap_or_default();
+        let head = format!(
+            "{}: {}\n{}, {:.0} requests/s, {:.2} µs of processor time per request while looked at; \
+             by the kernel's account user {:.2} µs, kernel {:.2} µs\nmore: perf report -i {}",
+            case.name,
+            case.about,
+            peer.name(),
+            of(figure::RATE),
+            of(figure::CPU),
+            of(figure::USER),
+            of(figure::SYSTEM),
+            data.display(),
+        );
+        Ok(profile::text(&head, &perf.symbols(&data).await?, of(figure::CPU)))
+    }
+
+    /// Opens the connections that stay idle beside the load.
+    async fn hold(&self, drive: Drive, started: &Started) -> anyhow::Result<Held> {
+        Held::open(started.address, drive.through, drive.idle.saturating_sub(self.missing)).await
+    }
+
+    /// Starts the origins and every peer of a case that is about load.
+    async fn set_up(&mut self) -> anyhow::Result<(Origins, Load, BTreeMap<Peer, Started>)> {
+        if let Kind::Many { .. } = self.case.kind {
+            let limit = descriptors(2 * MANY + RESERVE)?;
+            let connections = connections_within(limit);
+            if connections < 2 * (MANY - MANY_IDLE) {
+                bail!("{}", too_few_descriptors(MANY, 2 * MANY + RESERVE, limit));
+            }
+            if connections < MANY {
+                self.notes.insert(format!(
+                    "{connections} open connections instead of {MANY}, since the limit of open files is {limit}"
+                ));
+            }
+            self.missing = MANY - connections;
+        }
+        let through = self.case.kind.through();
+        let origins = self.origins(through, Cores::load).await?;
+        let load = Load::new(self.core(Cores::load), self.dir.path())?;
+        let mut started = BTreeMap::new();
+        for peer in self.peers.clone() {
+            started.insert(peer, self.start(peer, through, &origins).await?);
+        }
+        Ok((origins, load, started))
+    }
+
+    async fn idle(&mut self, through: Through) -> anyhow::Result<Rounds> {
+        let (needed, limit) = (2 * IDLE + RESERVE, descriptors(2 * IDLE + RESERVE)?);
+        if limit < needed {
+            bail!("{}", too_few_descriptors(IDLE, needed, limit));
+        }
         let origins = self.origins(through, Cores::load).await?;
         let mut measured = self.nothing_yet();
         for (round, nth) in self.turns(self.bench.outcome.rounds.min(IDLE_ROUNDS)) {
@@ -297,16 +425,16 @@ impl CaseRun<'_> {
             let process = started.process.as_ref().expect("an idle case has only proxies");
             let memory = idle::memory_per_connection(process, started.address, through, IDLE);
             let memory = memory.await.with_context(|| peer.name())?;
-            measured[nth].1.push(Figures { of: BTreeMap::from([(figure::MEMORY, memory)]), ..Figures::default() });
+            measured[nth].push(Figures { of: BTreeMap::from([(figure::MEMORY, memory)]), ..Figures::default() });
             self.bench.went_by(Duration::from_secs_f64(IDLE_SECONDS));
         }
         Ok(measured)
     }
 
     /// Nobody is in between: the origin has the core of the proxies.
-    async fn generators(&mut self) -> anyhow::Result<Measured> {
+    async fn generators(&mut self) -> anyhow::Result<Rounds> {
         let mut origins = self.origins(Through::Http, Cores::proxy).await?;
-        let load = Load::new(self.bench.cores.map(Cores::load), self.dir.path())?;
+        let load = Load::new(self.core(Cores::load), self.dir.path())?;
         let url = format!("http://{}/", origins.arms.blue);
         let seconds = Duration::from_secs(self.bench.outcome.seconds);
         let mut measured = self.nothing_yet();
@@ -325,7 +453,7 @@ impl CaseRun<'_> {
             };
             add_cpu(&mut figures, Cpu::of_ended_children()? - before);
             origins.run()?;
-            measured[nth].1.push(figures);
+            measured[nth].push(figures);
             self.bench.went_by(seconds);
         }
         Ok(measured)
@@ -333,25 +461,38 @@ impl CaseRun<'_> {
 
     async fn origins(&mut self, through: Through, core: fn(Cores) -> usize) -> anyhow::Result<Origins> {
         origin::write_files(self.dir.path())?;
-        let core = self.bench.cores.map(core);
+        let core = self.core(core);
         Origins::start(through, &self.bench.tools, core, &mut self.ports, self.dir.path()).await
     }
 
     async fn start(&mut self, peer: Peer, through: Through, origins: &Origins) -> anyhow::Result<Started> {
-        let core = self.bench.cores.map(Cores::proxy);
-        Started::start(peer, through, origins.arms, &self.bench.tools, core, &mut self.ports, self.dir.path()).await
+        let core = self.core(Cores::proxy);
+        let (through, mut arms) = (peer.through(through), origins.arms);
+        if peer == Peer::CrossfadeMirrorHole {
+            arms.green = self.black_hole.insert(BlackHole::open().await?).address;
+        }
+        Started::start(peer, through, arms, &self.bench.tools, core, &mut self.ports, self.dir.path()).await
     }
 
-    fn nothing_yet(&self) -> Measured {
-        self.peers.iter().map(|peer| (*peer, Vec::new())).collect()
+    /// The core for a program, if it is pinned to one.
+    fn core(&self, core: fn(Cores) -> usize) -> Option<usize> {
+        // Two workers need two cores. Either would have one to itself with one worker, and share one with the load with two,
+        // if the load had a core of its own, so nobody has.
+        let shared = matches!(self.case.kind, Kind::Workers { .. });
+        self.bench.cores.filter(|_| !shared).map(core)
+    }
+
+    fn nothing_yet(&self) -> Rounds {
+        vec![Vec::new(); self.peers.len()]
     }
 
     /// Each peer once in each round, in an order that rotates: the round, and which peer. The floor is compared with
-    /// nobody, so the first round is enough for it.
+    /// nobody, so the first round is enough for it, unless the case is about what is added to it.
     fn turns(&self, rounds: usize) -> Vec<(usize, usize)> {
         let count = self.peers.len();
         let all = (0..rounds).flat_map(|round| (0..count).map(move |turn| (round, (turn + round) % count)));
-        all.filter(|(round, nth)| *round == 0 || self.peers[*nth] != Peer::Direct).collect()
+        let again = |nth: usize| self.peers[nth] != Peer::Direct || self.case.by == By::Added;
+        all.filter(|(round, nth)| *round == 0 || again(*nth)).collect()
     }
 
     /// Shows on the progress line whose turn it is.
@@ -359,14 +500,15 @@ impl CaseRun<'_> {
         self.bench.progress.set_message(format!("{}, round {}: {}", self.case.name, round + 1, peer.name()));
     }
 
-    fn arguments(&self, given: &str, through: Through, path: &str, started: &Started) -> Vec<String> {
+    fn arguments(&self, drive: Drive, started: &Started) -> Vec<String> {
+        let Drive { through, path, .. } = drive;
         let address = started.address;
         let target = match through {
             Through::Http | Through::Tcp => format!("http://{address}{path}"),
             Through::Https => format!("https://{address}{path}"),
             Through::Mqtt => address.to_string(),
         };
-        let mut arguments: Vec<String> = given.split(' ').map(str::to_owned).collect();
+        let mut arguments: Vec<String> = drive.arguments.split(' ').map(str::to_owned).collect();
         arguments.extend(["--target".to_owned(), target]);
         if through == Through::Https {
             arguments.extend(["--ca".to_owned(), self.dir.path().join(CA).display().to_string()]);
@@ -380,10 +522,15 @@ fn doubts(peer: Peer, through: Through, report: &Report) -> Vec<String> {
     let account = &report.account;
     let mut doubts = Vec::new();
     if failed(report) > 0 {
-        doubts.push(format!("{} of {} requests failed in a round", failed(report), account.sent));
+        let kinds = account.failed.keys().map(String::as_str);
+        let kinds = kinds.chain((account.error_status > 0).then_some("error status"));
+        let kinds = kinds.chain((account.lost > 0).then_some("lost")).collect::<Vec<_>>().join(", ");
+        doubts.push(format!("{} of {} requests failed in a round: {kinds}", failed(report), account.sent));
     }
     // TCP mode knows a caller by its address alone, and all come from the same.
-    if matches!(through, Through::Http | Through::Https) && peer != Peer::Direct {
+    // Behind a mirror into a black hole, green is the hole.
+    let splits = !matches!(peer, Peer::Direct | Peer::CrossfadeMirrorHole);
+    if matches!(through, Through::Http | Through::Https) && splits {
         let green = report.arms.get("green").map_or(0.0, |arm| arm.share);
         if !GREEN_SHARE.contains(&green) {
             doubts.push(format!("green answered {:.1} % instead of half", green * 100.0));
@@ -404,7 +551,8 @@ fn figures(report: &Report, spent: Option<Cpu>) -> Figures {
     let latency = report.series.get("latency").or_else(|| report.series.get("ack"));
     let mut of = BTreeMap::from([(figure::RATE, report.end.rate_achieved)]);
     if let Some(latency) = latency {
-        of.extend([(figure::P50, latency.all.p50 as f64), (figure::P99, latency.all.p99 as f64)]);
+        let Latencies { p50, p99, p999, .. } = latency.all;
+        of.extend([(figure::P50, p50 as f64), (figure::P99, p99 as f64), (figure::P999, p999 as f64)]);
     }
     let mut figures = Figures { answered: Some(report.account.answered), failed: Some(failed(report)), of };
     if let Some(spent) = spent {
@@ -418,17 +566,22 @@ fn add_cpu(figures: &mut Figures, spent: Cpu) {
     figures.of.extend([(figure::USER, user), (figure::SYSTEM, system), (figure::CPU, user + system)]);
 }
 
-/// Sees to it that a proxy with so many connections, each with one to an origin, has descriptors for them. Errors: the
-/// hard limit is lower.
-fn descriptors_for(connections: usize) -> anyhow::Result<()> {
-    let needed = 2 * connections as u64 + 500;
-    let limit = rlimit::increase_nofile_limit(needed).context("the limit of open files: not readable")?;
-    if limit < needed {
-        bail!(
-            "{connections} connections through a proxy need {needed} open files, the limit is {limit}; raise it with ulimit -Hn {needed}"
-        );
-    }
-    Ok(())
+/// Raises the limit of open files, for us and for what we start, to `needed` or as far as it goes: what it is then.
+fn descriptors(needed: usize) -> anyhow::Result<usize> {
+    let limit = rlimit::increase_nofile_limit(needed as u64).context("the limit of open files: not readable")?;
+    Ok(usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// How many connections a proxy takes with so many descriptors, of those that it is to take: one may be due to an origin
+/// for each, and who cannot open as many takes fewer.
+fn connections_within(limit: usize) -> usize {
+    (limit.saturating_sub(RESERVE) / 2).min(MANY)
+}
+
+fn too_few_descriptors(connections: usize, needed: usize, limit: usize) -> String {
+    format!(
+        "{connections} connections through a proxy need {needed} open files, the limit is {limit}; raise it with ulimit -Hn {needed}"
+    )
 }
 
 #[cfg(test)]
@@ -446,8 +599,11 @@ mod tests {
         assert_eq!(doubted(&report, Peer::Nginx, Through::Http), "");
 
         report.account.failed = [("reset".to_owned(), 3)].into();
-        assert_eq!(doubted(&report, Peer::Direct, Through::Mqtt), "3 of 1000 requests failed in a round");
-        report.account.failed.clear();
+        assert_eq!(doubted(&report, Peer::Direct, Through::Mqtt), "3 of 1000 requests failed in a round: reset");
+        report.account.error_status = 1;
+        let both = "4 of 1000 requests failed in a round: reset, error status";
+        assert_eq!(doubted(&report, Peer::Direct, Through::Mqtt), both);
+        report.account = crate::report::Account { sent: 1000, answered: 1000, ..Default::default() };
 
         report.account.moved = 7;
         report.arms.remove("green");
@@ -458,5 +614,14 @@ mod tests {
 
         report.generator.warnings = vec!["it fell behind".to_owned()];
         assert_eq!(doubted(&report, Peer::Nginx, Through::Tcp), "the load says: it fell behind");
+    }
+
+    #[test]
+    fn as_many_connections_as_there_are_descriptors_for() {
+        let check = |limit, expected| assert_eq!(connections_within(limit), expected, "{limit}");
+        check(1 << 20, MANY);
+        check(2 * MANY + RESERVE, MANY);
+        check(20_000, 9500);
+        check(100, 0);
     }
 }

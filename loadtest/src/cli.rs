@@ -5,14 +5,19 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
-use tokio::runtime;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tracing_subscriber::EnvFilter;
 
 mod bench;
 mod compare;
 mod load;
 mod origin;
+mod profile;
 mod verify;
 
 /// It could not be run as asked; what clap exits with for faulty flags.
@@ -37,6 +42,7 @@ enum Command {
     Verify(verify::Verify),
     Compare(compare::Compare),
     Bench(bench::Bench),
+    Profile(profile::Profile),
     /// Runs a server that says who answered, until Ctrl-C.
     #[command(subcommand)]
     Origin(origin::Origin),
@@ -57,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Verify(verify) => (verify.run(), UNUSABLE.into()),
         Command::Compare(compare) => (compare.run(), UNUSABLE.into()),
         Command::Bench(bench) => (runtime().block_on(bench.run()), UNUSABLE.into()),
+        Command::Profile(profile) => (runtime().block_on(profile.run()), UNUSABLE.into()),
         Command::Origin(origin) => {
             (runtime().block_on(origin::run(origin)).map(|()| ExitCode::SUCCESS), ExitCode::FAILURE)
         }
@@ -69,4 +76,19 @@ pub fn main() -> ExitCode {
 
 fn runtime() -> runtime::Runtime {
     runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started")
+}
+
+/// The first SIGINT, SIGTERM or SIGHUP. Errors: one cannot be waited for.
+async fn told_to_end() -> anyhow::Result<()> {
+    let wait = |kind, name| signal(kind).with_context(|| format!("{name}: cannot be waited for"));
+    let mut interrupted = wait(SignalKind::interrupt(), "SIGINT")?;
+    let mut terminated = wait(SignalKind::terminate(), "SIGTERM")?;
+    let mut hung_up = wait(SignalKind::hangup(), "SIGHUP")?;
+    tokio::select! { _ = interrupted.recv() => {} _ = terminated.recv() => {} _ = hung_up.recv() => {} }
+    Ok(())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")
 }

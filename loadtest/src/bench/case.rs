@@ -26,10 +26,49 @@ pub(super) struct Case {
 pub(super) enum Kind {
     /// `loadtest` with these arguments, separated by spaces, through a proxy.
     Load { through: Through, path: &'static str, arguments: &'static str },
+    /// `loadtest` with these arguments over HTTP, while proxies, load and origins may use all cores alike: for proxies
+    /// with more workers than one.
+    Workers { arguments: &'static str },
+    /// `loadtest` with these arguments over HTTP: `few` for most peers, and for those that [have many
+    /// connections](Peer::has_many) `many`, while [`MANY_IDLE`] others are open.
+    Many { few: &'static str, many: &'static str },
     /// Memory, with so many connections open that have been used once.
     Idle { through: Through },
     /// Load generators, all with 64 connections, without a proxy.
     Generator,
+}
+
+/// What is sent through one peer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drive {
+    pub(super) through: Through,
+    pub(super) path: &'static str,
+    /// Of `loadtest`, separated by spaces.
+    pub(super) arguments: &'static str,
+    /// Connections that are open besides, each used once.
+    pub(super) idle: usize,
+}
+
+impl Kind {
+    /// Which of the listeners the case is about.
+    pub(super) fn through(&self) -> Through {
+        match self {
+            Self::Load { through, .. } | Self::Idle { through } => *through,
+            Self::Workers { .. } | Self::Many { .. } | Self::Generator => Through::Http,
+        }
+    }
+
+    /// What is sent through `peer`; `None` where the case is not about load through a proxy.
+    pub(super) fn drive(&self, peer: Peer) -> Option<Drive> {
+        let (path, arguments, idle) = match *self {
+            Self::Load { path, arguments, .. } => (path, arguments, 0),
+            Self::Workers { arguments } => ("/", arguments, 0),
+            Self::Many { many, .. } if peer.has_many() => ("/", many, MANY_IDLE),
+            Self::Many { few, .. } => ("/", few, 0),
+            Self::Idle { .. } | Self::Generator => return None,
+        };
+        Some(Drive { through: peer.through(self.through()), path, arguments, idle })
+    }
 }
 
 /// Which of a proxy's listeners, and so which configuration.
@@ -54,6 +93,8 @@ pub(crate) enum By {
     Rate,
     /// Memory for each connection.
     Memory,
+    /// The 99th percentile of latency, less that without a proxy.
+    Added,
 }
 
 impl By {
@@ -62,15 +103,21 @@ impl By {
             Self::Cpu => figure::CPU,
             Self::Rate => figure::RATE,
             Self::Memory => figure::MEMORY,
+            Self::Added => figure::ADDED,
         }
     }
 }
 
 /// Connections that an idle case opens.
 pub(super) const IDLE: usize = 4000;
+/// Idle connections of case `many`, and all.
+pub(super) const MANY_IDLE: usize = 8000;
+pub(super) const MANY: usize = 10_000;
 
 const NO_TLS: (&str, &str) = ("direct", "the origin speaks neither TLS nor HTTP/2");
 const SAME_DIRECT: (&str, &str) = ("direct", "the same as in the case of this load over HTTP");
+const NO_COST: (&str, &str) = ("direct", "there is no proxy whose cost could grow");
+const BY_ITSELF: &str = "each is compared with itself here, and these are enough beside Crossfade";
 const NO_PROXY: (&str, &str) = ("direct", "there is no proxy to measure");
 
 pub(super) const CASES: &[Case] = &[
@@ -78,7 +125,7 @@ pub(super) const CASES: &[Case] = &[
         name: "http",
         about: "HTTP/1.1, 64 keep-alive connections, small responses",
         kind: Kind::Load { through: Through::Http, path: "/", arguments: "http --max --connections 64" },
-        peers: &[Peer::Direct, Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
+        peers: &[Peer::Direct, Peer::Nginx, Peer::NginxStream, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
         others: &[],
         to: Peer::Nginx,
         by: By::Cpu,
@@ -126,6 +173,34 @@ pub(super) const CASES: &[Case] = &[
         others: &[NO_TLS],
         to: Peer::Nginx,
         by: By::Cpu,
+    },
+    Case {
+        name: "workers",
+        about: "one worker and two, HTTP/1.1, 10000 requests/s on 64 keep-alive connections, nothing pinned",
+        kind: Kind::Workers { arguments: "http --rate 10000 --connections 64" },
+        peers: &[Peer::Nginx, Peer::NginxTwo, Peer::Crossfade, Peer::CrossfadeTwo],
+        others: &[("haproxy", BY_ITSELF), ("envoy", BY_ITSELF), NO_COST],
+        to: Peer::Nginx,
+        by: By::Cpu,
+    },
+    Case {
+        name: "many",
+        about: "HTTP/1.1, 20000 requests/s on 64 keep-alive connections, and on 2000 while 8000 more are open",
+        // A closed loop would have 2000 requests in flight instead of 64, which is another load.
+        kind: Kind::Many { few: "http --rate 20000 --connections 64", many: "http --rate 20000 --connections 2000" },
+        peers: &[Peer::Nginx, Peer::NginxMany, Peer::Haproxy, Peer::HaproxyMany, Peer::Crossfade, Peer::CrossfadeMany],
+        others: &[("envoy", BY_ITSELF), NO_COST],
+        to: Peer::Nginx,
+        by: By::Cpu,
+    },
+    Case {
+        name: "latency",
+        about: "latency that a proxy adds, HTTP/1.1, 5000 requests/s on 64 keep-alive connections, small responses",
+        kind: Kind::Load { through: Through::Http, path: "/", arguments: "http --rate 5000 --connections 64" },
+        peers: &[Peer::Direct, Peer::Nginx, Peer::Haproxy, Peer::Envoy, Peer::Crossfade],
+        others: &[],
+        to: Peer::Nginx,
+        by: By::Added,
     },
     Case {
         name: "tcp-small",
@@ -178,9 +253,9 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "mirror",
-        about: "HTTP/1.1, 2000 requests/s on 64 keep-alive connections, mirror off and at 100 %",
+        about: "HTTP/1.1, 2000 requests/s on 64 keep-alive connections, mirror off, at 100 %, and at 100 % to a black hole",
         kind: Kind::Load { through: Through::Http, path: "/", arguments: "http --rate 2000 --connections 64" },
-        peers: &[Peer::Crossfade, Peer::CrossfadeMirror],
+        peers: &[Peer::Crossfade, Peer::CrossfadeMirror, Peer::CrossfadeMirrorHole],
         others: &[
             ("nginx", "its mirror holds up the next request of the connection, and compares nothing"),
             ("haproxy", "it has no mirror but through an agent of its own"),
@@ -229,7 +304,26 @@ mod tests {
     #[test]
     fn whoever_all_are_compared_with_takes_part() {
         for case in CASES {
-            assert!(case.peers.contains(&case.to), "{}", case.name);
+            let compared = case.peers.iter().filter_map(|peer| peer.plain()).chain([case.to]);
+            for peer in compared {
+                assert!(case.peers.contains(&peer), "{}: {}", case.name, peer.name());
+            }
         }
+    }
+
+    #[test]
+    fn many_connections_are_those_that_are_busy_and_the_idle_ones() {
+        let case = CASES.iter().find(|case| case.name == "many").unwrap();
+        let idle = |peer| case.kind.drive(peer).unwrap().idle;
+        assert_eq!([idle(Peer::Crossfade), idle(Peer::CrossfadeMany)], [0, MANY_IDLE]);
+        let busy = case.kind.drive(Peer::CrossfadeMany).unwrap().arguments.rsplit(' ').next().unwrap();
+        assert_eq!(busy.parse::<usize>().unwrap() + MANY_IDLE, MANY);
+    }
+
+    #[test]
+    fn the_floor_of_http_is_driven_as_tcp() {
+        let http = &CASES[0];
+        let through = |peer| http.kind.drive(peer).unwrap().through;
+        assert_eq!([through(Peer::Nginx), through(Peer::NginxStream)], [Through::Http, Through::Tcp]);
     }
 }

@@ -33,15 +33,36 @@ pub(super) async fn memory_per_connection(
         drop(open(address, through, count + nth).await?);
     }
     let before = settled(process).await?;
-    let mut connections = Vec::with_capacity(count);
-    for nth in 0..count {
-        connections.push(open(address, through, nth).await.with_context(|| format!("connection {nth} of {count}"))?);
-    }
+    let held = Held::open(address, through, count).await?;
     let after = settled(process).await?;
-    if let Some(closed) = connections.iter().position(is_closed) {
-        bail!("connection {closed} of {count} was closed while it was idle");
-    }
+    held.all_open()?;
     Ok(after.saturating_sub(before) as f64 / count as f64)
+}
+
+/// Connections that stay open until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    connections: Vec<TcpStream>,
+}
+
+impl Held {
+    /// So many to `address`, each of which has had its answer. Errors: one fails.
+    pub(super) async fn open(address: SocketAddr, through: Through, count: usize) -> anyhow::Result<Self> {
+        let mut connections = Vec::with_capacity(count);
+        for nth in 0..count {
+            connections
+                .push(open(address, through, nth).await.with_context(|| format!("connection {nth} of {count}"))?);
+        }
+        Ok(Self { connections })
+    }
+
+    /// Errors: one was closed while it should stay.
+    pub(super) fn all_open(&self) -> anyhow::Result<()> {
+        if let Some(closed) = self.connections.iter().position(is_closed) {
+            bail!("connection {closed} of {} was closed while it was idle", self.connections.len());
+        }
+        Ok(())
+    }
 }
 
 /// A connection that has had its answer.

@@ -71,7 +71,7 @@ impl Load {
 }
 
 /// Waits for a command; what it wrote on standard output. Errors: it fails; with what it wrote on standard error.
-async fn finished(command: std::process::Command) -> anyhow::Result<String> {
+pub(super) async fn finished(command: std::process::Command) -> anyhow::Result<String> {
     let mut command = tokio::process::Command::from(command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let output = command.output().await.context("cannot be started")?;

@@ -1,9 +1,18 @@
 //! What the peers stand in front of: nginx, or two brokers.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::{Context, bail};
 use rcgen::generate_simple_self_signed;
+use tokio::{
+    io::{copy, sink},
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
 
 use super::{
     case::Through,
@@ -72,6 +81,40 @@ impl Origins {
     }
 }
 
+/// A server that accepts, reads and never answers, until it is dropped.
+#[derive(Debug)]
+pub(super) struct BlackHole {
+    pub(super) address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl BlackHole {
+    /// Errors: no port is free.
+    pub(super) async fn open() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("black hole: no free port")?;
+        let address = listener.local_addr().context("black hole: its address is not known")?;
+        let accepting = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let Ok((mut connection, _)) = accepted else { continue };
+                        connections.spawn(async move { copy(&mut connection, &mut sink()).await });
+                    }
+                    Some(_) = connections.join_next() => {}
+                }
+            }
+        });
+        Ok(Self { address, accepting })
+    }
+}
+
+impl Drop for BlackHole {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
 /// Writes what origins and peers serve into `dir`: the large response and a certificate for 127.0.0.1.
 pub(super) fn write_files(dir: &Path) -> anyhow::Result<()> {
     let put = |name: &str, bytes: &[u8]| {
@@ -83,4 +126,30 @@ pub(super) fn write_files(dir: &Path) -> anyhow::Result<()> {
     let made = generate_simple_self_signed(["127.0.0.1".to_owned()]).context("a certificate cannot be made")?;
     put(CA, made.cert.pem().as_bytes())?;
     put(SERVER, format!("{}{}", made.cert.pem(), made.signing_key.serialize_pem()).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::timeout,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_black_hole_takes_everything_and_answers_nothing() {
+        let hole = BlackHole::open().await.unwrap();
+        let mut connection = TcpStream::connect(hole.address).await.unwrap();
+        // More than buffers hold.
+        timeout(Duration::from_secs(30), connection.write_all(&vec![0; 16 << 20])).await.unwrap().unwrap();
+        let answer = timeout(Duration::from_millis(50), connection.read(&mut [0; 1])).await;
+        assert!(answer.is_err(), "{answer:?}");
+        drop(hole);
+        let end = timeout(Duration::from_secs(30), connection.read(&mut [0; 1])).await.unwrap();
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+    }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use super::{
     case::Through,
     origin::SERVER,
-    process::{Process, find},
+    process::{Cpu, Process, find},
     template::{self, Template},
 };
 
@@ -23,13 +23,27 @@ pub(crate) enum Peer {
     /// No proxy: the floor.
     Direct,
     Nginx,
+    /// nginx with two workers.
+    NginxTwo,
+    /// nginx with 10 000 open connections.
+    NginxMany,
+    /// nginx in TCP mode where the others speak HTTP: what moving the bytes costs.
+    NginxStream,
     Haproxy,
+    /// HAProxy with 10 000 open connections.
+    HaproxyMany,
     Envoy,
     Crossfade,
+    /// Crossfade with two workers.
+    CrossfadeTwo,
+    /// Crossfade with 10 000 open connections.
+    CrossfadeMany,
     /// Crossfade with an MQTT route instead of a TCP route.
     CrossfadeMqtt,
     /// Crossfade with a mirror of everything.
     CrossfadeMirror,
+    /// Crossfade with a mirror of everything to where nobody answers.
+    CrossfadeMirrorHole,
     Wrk,
     Loadtest,
 }
@@ -39,11 +53,18 @@ impl Peer {
         match self {
             Self::Direct => "direct",
             Self::Nginx => "nginx",
+            Self::NginxTwo => "nginx-2",
+            Self::NginxMany => "nginx-10k",
+            Self::NginxStream => "nginx-stream",
             Self::Haproxy => "haproxy",
+            Self::HaproxyMany => "haproxy-10k",
             Self::Envoy => "envoy",
             Self::Crossfade => "crossfade",
+            Self::CrossfadeTwo => "crossfade-2",
+            Self::CrossfadeMany => "crossfade-10k",
             Self::CrossfadeMqtt => "crossfade-mqtt",
             Self::CrossfadeMirror => "crossfade-mirror",
+            Self::CrossfadeMirrorHole => "crossfade-mirror-hole",
             Self::Wrk => "wrk",
             Self::Loadtest => "loadtest",
         }
@@ -53,25 +74,57 @@ impl Peer {
     pub(super) fn program(self) -> Option<Program> {
         match self {
             Self::Direct | Self::Loadtest => None,
-            Self::Nginx => Some(Program::Nginx),
-            Self::Haproxy => Some(Program::Haproxy),
+            Self::Nginx | Self::NginxTwo | Self::NginxMany | Self::NginxStream => Some(Program::Nginx),
+            Self::Haproxy | Self::HaproxyMany => Some(Program::Haproxy),
             Self::Envoy => Some(Program::Envoy),
-            Self::Crossfade | Self::CrossfadeMqtt | Self::CrossfadeMirror => Some(Program::Crossfade),
+            Self::Crossfade
+            | Self::CrossfadeTwo
+            | Self::CrossfadeMany
+            | Self::CrossfadeMqtt
+            | Self::CrossfadeMirror
+            | Self::CrossfadeMirrorHole => Some(Program::Crossfade),
             Self::Wrk => Some(Program::Wrk),
         }
+    }
+
+    /// The same with one worker, or with few connections, which it is compared with.
+    pub(super) fn plain(self) -> Option<Self> {
+        match self {
+            Self::NginxTwo | Self::NginxMany => Some(Self::Nginx),
+            Self::HaproxyMany => Some(Self::Haproxy),
+            Self::CrossfadeTwo | Self::CrossfadeMany => Some(Self::Crossfade),
+            _ => None,
+        }
+    }
+
+    /// Has 10 000 connections, most of them idle.
+    pub(super) fn has_many(self) -> bool {
+        matches!(self, Self::NginxMany | Self::HaproxyMany | Self::CrossfadeMany)
+    }
+
+    fn workers(self) -> usize {
+        if matches!(self, Self::NginxTwo | Self::CrossfadeTwo) { 2 } else { 1 }
+    }
+
+    /// Which listener of this peer is driven in a case that is about `through`.
+    pub(super) fn through(self, through: Through) -> Through {
+        if self == Self::NginxStream { Through::Tcp } else { through }
     }
 
     /// How it is configured; none for what is no proxy.
     fn template(self, through: Through) -> Option<Template> {
         let http = matches!(through, Through::Http | Through::Https);
-        match self {
-            Self::Nginx => Some(if http { template::NGINX_HTTP } else { template::NGINX_TCP }),
-            Self::Haproxy => Some(if http { template::HAPROXY_HTTP } else { template::HAPROXY_TCP }),
-            Self::Envoy => Some(if http { template::ENVOY_HTTP } else { template::ENVOY_TCP }),
-            Self::Crossfade => Some(if http { template::CROSSFADE_HTTP } else { template::CROSSFADE_TCP }),
-            Self::CrossfadeMqtt => Some(template::CROSSFADE_MQTT),
-            Self::CrossfadeMirror => Some(template::CROSSFADE_MIRROR),
-            Self::Direct | Self::Wrk | Self::Loadtest => None,
+        match self.program()? {
+            Program::Nginx => Some(if http { template::NGINX_HTTP } else { template::NGINX_TCP }),
+            Program::Haproxy => Some(if http { template::HAPROXY_HTTP } else { template::HAPROXY_TCP }),
+            Program::Envoy => Some(if http { template::ENVOY_HTTP } else { template::ENVOY_TCP }),
+            Program::Crossfade => Some(match self {
+                Self::CrossfadeMqtt => template::CROSSFADE_MQTT,
+                Self::CrossfadeMirror | Self::CrossfadeMirrorHole => template::CROSSFADE_MIRROR,
+                _ if http => template::CROSSFADE_HTTP,
+                _ => template::CROSSFADE_TCP,
+            }),
+            Program::Mosquitto | Program::Wrk => None,
         }
     }
 }
@@ -173,7 +226,9 @@ impl Tools {
                 Some("neither beside loadtest nor in PATH; give --crossfade".to_owned())
             }
             _ if self.path(program).is_none() => Some("not installed; `make bench-tools` installs it".to_owned()),
-            (Peer::Nginx, Through::Tcp | Through::Mqtt) => self.load_stream.as_ref().err().map(|why| (*why).to_owned()),
+            (Peer::Nginx | Peer::NginxStream, Through::Tcp | Through::Mqtt) => {
+                self.load_stream.as_ref().err().map(|why| (*why).to_owned())
+            }
             _ => None,
         }
     }
@@ -219,7 +274,7 @@ impl Ports {
     }
 }
 
-/// The two that a proxy splits between.
+/// The two that a proxy splits between; of a mirror that nobody answers, green is where the copies go.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arms {
     pub(super) blue: SocketAddr,
@@ -243,7 +298,7 @@ pub(super) struct Started {
 }
 
 impl Started {
-    /// Starts `peer` with one worker on `core`, in front of `arms`, and waits until it listens. The certificate is in
+    /// Starts `peer` on `core`, or on all, in front of `arms`, and waits until it listens. The certificate is in
     /// `dir`, its own files in a folder of its own there. Errors: it does not start; with what it said.
     pub(super) async fn start(
         peer: Peer,
@@ -268,6 +323,11 @@ impl Started {
             ("tls_port", tls.port().to_string()),
             ("admin_port", admin.port().to_string()),
             ("load_stream", tools.load_stream.clone().unwrap_or_default()),
+            ("workers", peer.workers().to_string()),
+            // Otherwise the worker that is awake first takes nearly all connections.
+            ("reuseport", if peer.workers() > 1 { "reuseport" } else { "" }.to_owned()),
+            // A copy goes to the other arm.
+            ("mirror_green", if peer == Peer::CrossfadeMirrorHole { "0" } else { "50" }.to_owned()),
         ];
         values.extend(arms.values());
         let Some(path) = tools.path(program) else { bail!("{}: not installed", program.name()) };
@@ -285,6 +345,13 @@ impl Started {
         let address = if through == Through::Https { tls } else { clear };
         process.listens(address).await?;
         Ok(Self { address, process: Some(process) })
+    }
+}
+
+impl Started {
+    /// Processor time that it has used so far; none of `direct`. Errors: it has ended.
+    pub(super) fn cpu(&self) -> anyhow::Result<Option<Cpu>> {
+        self.process.as_ref().map(|process| process.cpu().context("processor time: not readable")).transpose()
     }
 }
 

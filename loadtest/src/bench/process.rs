@@ -92,6 +92,11 @@ impl Process {
             .fold(Cpu::default(), |sum, stat| Cpu { user: sum.user + stat.user, system: sum.system + stat.system }))
     }
 
+    /// The numbers of all its processes.
+    pub(super) fn pids(&self) -> io::Result<Vec<u32>> {
+        Ok(tree(self.child.id())?.iter().map(|stat| stat.pid).collect())
+    }
+
     /// Memory of all its processes, in bytes.
     pub(super) fn memory(&self) -> io::Result<u64> {
         tree(self.child.id())?.iter().map(|stat| memory(stat.pid)).sum()
@@ -332,7 +337,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(process.memory().unwrap() > 0);
-        let pids: Vec<u32> = tree(process.child.id()).unwrap().iter().map(|stat| stat.pid).collect();
+        let pids = process.pids().unwrap();
         drop(process);
         // A process that was killed may be there for a moment, but as a zombie.
         for pid in pids {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, thread};
 
 use serde::Serialize;
 
-use super::{case::By, process::Cores};
+use super::{case::By, goal::GoalResult, process::Cores};
 
 /// The version of the schema, in the field `schema` of every result.
 pub(crate) const SCHEMA: &str = "loadtest-bench/1";
@@ -31,6 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) versions: BTreeMap<&'static str, String>,
     /// In the order they ran.
     pub(crate) cases: Vec<CaseResult>,
+    /// Those of the goals that these cases and peers can tell about.
+    pub(crate) goals: Vec<GoalResult>,
 }
 
 /// Where a bench ran.
@@ -95,6 +97,9 @@ pub(crate) struct PeerResult {
     pub(crate) summary: BTreeMap<&'static str, Summary>,
     /// None for what has no such figure, and where the peer to compare with did not take part.
     pub(crate) ratio: Option<Ratio>,
+    /// In the same figure, to what moving the same bytes in TCP mode costs; where that is measured in the same rounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) floor: Option<Ratio>,
 }
 
 /// The ratio to another peer.
@@ -127,6 +132,9 @@ pub(crate) mod figure {
     /// Latencies, in microseconds.
     pub(crate) const P50: &str = "p50_us";
     pub(crate) const P99: &str = "p99_us";
+    pub(crate) const P999: &str = "p999_us";
+    /// [`P99`] less that of the same load without a proxy in the same round.
+    pub(crate) const ADDED: &str = "added_p99_us";
     /// Processor time for one answer, in microseconds.
     pub(crate) const USER: &str = "user_us";
     pub(crate) const SYSTEM: &str = "system_us";
@@ -155,32 +163,60 @@ impl Summary {
     }
 }
 
-/// Medians and ratios of what was measured, in the order given: the figures of each peer, round by round. The ratios are
-/// of the figure `by`, to the peer `to`.
-pub(super) fn summarise(measured: Vec<(&'static str, Vec<Figures>)>, by: By, to: &'static str) -> Vec<PeerResult> {
-    let of = |rounds: &[Figures], name| -> Vec<Option<f64>> {
-        rounds.iter().map(|figures| figures.of.get(name).copied()).collect()
+impl Ratio {
+    /// The figure `name` of each of `rounds` to that of the same round of `base`, which is of the peer `to`. `None` when no
+    /// round has both.
+    pub(super) fn of(rounds: &[Figures], base: &[Figures], name: &str, to: &'static str) -> Option<Self> {
+        let ratios: Vec<f64> = rounds
+            .iter()
+            .zip(base)
+            .filter_map(|(own, base)| Some((*own.of.get(name)?, *base.of.get(name)?)))
+            .filter(|(_, base)| *base > 0.0)
+            .map(|(own, base)| own / base)
+            .collect();
+        Summary::of(&ratios).map(|summary| Self { to, rounds: ratios, summary })
+    }
+}
+
+/// One peer of a case: its figures, round by round, and whom they are compared with.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) peer: &'static str,
+    pub(super) to: &'static str,
+    pub(super) rounds: Vec<Figures>,
+}
+
+/// Adds to each round what the peer adds to the latency of `direct` in that round.
+pub(super) fn add_latency_added(measured: &mut [Measured], direct: &str) {
+    let p99 = |figures: &Figures| figures.of.get(figure::P99).copied();
+    let Some(floor) = measured.iter().find(|one| one.peer == direct) else { return };
+    let floor: Vec<Option<f64>> = floor.rounds.iter().map(p99).collect();
+    for one in measured.iter_mut().filter(|one| one.peer != direct) {
+        for (figures, floor) in one.rounds.iter_mut().zip(&floor) {
+            let added = p99(figures).zip(*floor).map(|(p99, floor)| p99 - floor);
+            figures.of.extend(added.map(|added| (figure::ADDED, added)));
+        }
+    }
+}
+
+/// Medians and ratios of what was measured, in the order given. The ratios are of the figure `by`; `floor` is the peer that
+/// moves bytes in TCP mode, if one does.
+pub(super) fn summarise(measured: Vec<Measured>, by: By, floor: Option<&'static str>) -> Vec<PeerResult> {
+    let ratio = |rounds: &[Figures], to: &'static str| {
+        let base = measured.iter().find(|one| one.peer == to)?;
+        Ratio::of(rounds, &base.rounds, by.figure(), to)
     };
-    let base = measured.iter().find(|(peer, _)| *peer == to).map(|(_, rounds)| of(rounds, by.figure()));
-    let with_ratio = |(peer, rounds): (&'static str, Vec<Figures>)| {
-        let own = of(&rounds, by.figure());
-        let pairs = base.iter().flatten().zip(own);
-        let ratios: Vec<f64> =
-            pairs.filter_map(|(base, own)| Some(own? / (*base)?)).filter(|ratio| ratio.is_finite()).collect();
-        let names: Vec<&'static str> =
-            rounds.first().map(|figures| figures.of.keys().copied().collect()).unwrap_or_default();
+    let ratios: Vec<_> =
+        measured.iter().map(|one| (ratio(&one.rounds, one.to), floor.and_then(|to| ratio(&one.rounds, to)))).collect();
+    let with_summary = |(Measured { peer, rounds, .. }, (ratio, floor)): (Measured, _)| {
+        let names = rounds.first().map(|figures| figures.of.keys().copied().collect::<Vec<_>>()).unwrap_or_default();
         let summary = names.into_iter().filter_map(|name| {
-            let values: Vec<f64> = of(&rounds, name).into_iter().flatten().collect();
+            let values: Vec<f64> = rounds.iter().filter_map(|figures| figures.of.get(name).copied()).collect();
             Some((name, Summary::of(&values)?))
         });
-        PeerResult {
-            peer,
-            summary: summary.collect(),
-            ratio: Summary::of(&ratios).map(|summary| Ratio { to, rounds: ratios, summary }),
-            rounds,
-        }
+        PeerResult { peer, summary: summary.collect(), ratio, floor, rounds }
     };
-    measured.into_iter().map(with_ratio).collect()
+    measured.into_iter().zip(ratios).map(with_summary).collect()
 }
 
 #[cfg(test)]
@@ -198,34 +234,57 @@ mod tests {
         assert_eq!(Summary::of(&[]), None);
     }
 
+    fn rounds(name: &'static str, values: &[f64]) -> Vec<Figures> {
+        values.iter().map(|value| Figures { of: BTreeMap::from([(name, *value)]), ..Figures::default() }).collect()
+    }
+
+    fn measured(peer: &'static str, to: &'static str, rounds: Vec<Figures>) -> Measured {
+        Measured { peer, to, rounds }
+    }
+
     #[test]
     fn ratios_are_taken_round_by_round() {
-        let rounds = |values: &[f64]| -> Vec<Figures> {
-            values
-                .iter()
-                .map(|cpu| Figures { of: BTreeMap::from([(figure::CPU, *cpu)]), ..Figures::default() })
-                .collect()
-        };
         // The machine was slow in the third round: the medians of the times would say 20 / 10.
-        let measured = vec![
-            ("fast", rounds(&[20.0, 5.0, 45.0])),
-            ("nginx", rounds(&[10.0, 10.0, 30.0])),
-            ("direct", vec![Figures::default(); 3]),
+        let all = vec![
+            measured("fast", "nginx", rounds(figure::CPU, &[20.0, 5.0, 45.0])),
+            measured("nginx", "nginx", rounds(figure::CPU, &[10.0, 10.0, 30.0])),
+            measured("direct", "nginx", vec![Figures::default(); 3]),
+            measured("fast-2", "fast", rounds(figure::CPU, &[40.0, 15.0, 45.0])),
         ];
-        let peers = summarise(measured, By::Cpu, "nginx");
+        let peers = summarise(all, By::Cpu, Some("fast"));
         let fast = peers[0].ratio.as_ref().unwrap();
         assert_eq!((fast.to, fast.rounds.clone()), ("nginx", vec![2.0, 0.5, 1.5]));
         assert_eq!(fast.summary, Summary { median: 1.5, min: 0.5, max: 2.0 });
         assert_eq!(peers[0].summary[figure::CPU].median, 20.0);
         assert_eq!(peers[1].ratio.as_ref().unwrap().summary.median, 1.0);
+        assert_eq!(peers[1].floor.as_ref().unwrap().rounds, [0.5, 2.0, 30.0 / 45.0]);
         assert!(peers[2].ratio.is_none() && peers[2].summary.is_empty());
+        let own = peers[3].ratio.as_ref().unwrap();
+        assert_eq!((own.to, own.rounds.clone()), ("fast", vec![2.0, 3.0, 1.0]), "each has its own to compare with");
     }
 
     #[test]
     fn without_the_peer_to_compare_with_there_is_no_ratio() {
-        let one = Figures { of: BTreeMap::from([(figure::CPU, 10.0)]), ..Figures::default() };
-        assert!(summarise(vec![("haproxy", vec![one])], By::Cpu, "nginx")[0].ratio.is_none());
-        let zero = Figures { of: BTreeMap::from([(figure::CPU, 0.0)]), ..Figures::default() };
-        assert!(summarise(vec![("nginx", vec![zero])], By::Cpu, "nginx")[0].ratio.is_none());
+        let ratio = |peer, value| {
+            let peers = summarise(vec![measured(peer, "nginx", rounds(figure::CPU, &[value]))], By::Cpu, None);
+            peers[0].ratio.as_ref().map(|ratio| ratio.summary.median)
+        };
+        assert_eq!([ratio("haproxy", 10.0), ratio("nginx", 0.0), ratio("nginx", 10.0)], [None, None, Some(1.0)]);
+    }
+
+    #[test]
+    fn what_a_proxy_adds_is_less_the_latency_of_the_same_round() {
+        let mut all = vec![
+            measured("direct", "nginx", rounds(figure::P99, &[100.0, 300.0])),
+            measured("nginx", "nginx", rounds(figure::P99, &[150.0, 310.0])),
+        ];
+        add_latency_added(&mut all, "direct");
+        let peers = summarise(all, By::Added, None);
+        assert!(!peers[0].summary.contains_key(figure::ADDED));
+        assert_eq!(peers[1].summary[figure::ADDED], Summary { median: 30.0, min: 10.0, max: 50.0 });
+
+        let mut alone = vec![measured("nginx", "nginx", rounds(figure::P99, &[150.0]))];
+        add_latency_added(&mut alone, "direct");
+        assert!(!alone[0].rounds[0].of.contains_key(figure::ADDED), "less than nothing known");
     }
 }

@@ -4,9 +4,10 @@ use std::fmt::{self, Write};
 
 use super::{
     case::{By, Case},
+    goal::{GoalResult, Rule},
     peer::Peer,
     process::Cores,
-    result::{CaseResult, LeftOut, Outcome, PeerResult, Summary, figure},
+    result::{CaseResult, LeftOut, Outcome, PeerResult, Ratio, Summary, figure},
 };
 
 /// All results, with the machine.
@@ -26,6 +27,9 @@ pub(crate) fn markdown(outcome: &Outcome) -> String {
     );
     for case in &outcome.cases {
         let _ = write!(text, "\n### {}\n\n{}", case.name, render_case(case));
+    }
+    if !outcome.goals.is_empty() {
+        let _ = write!(text, "\n### goals\n\n{}", render_goals(&outcome.goals));
     }
     if !outcome.complete {
         text.push_str("\nIt was ended early: cases are missing.\n");
@@ -66,6 +70,47 @@ pub(crate) fn render_case(case: &CaseResult) -> String {
     text
 }
 
+/// The goals beside what was measured.
+pub(crate) fn render_goals(goals: &[GoalResult]) -> String {
+    let head = ["goal", "limit", "measured", ""].map(str::to_owned);
+    let row = |goal: &GoalResult| {
+        let GoalResult { case, peer, measured, limit, .. } = *goal;
+        let (what, unit) = named(goal.figure);
+        let to = goal.to.unwrap_or_default();
+        let bound = Summary { median: limit, min: limit, max: limit };
+        let (what, limit, measured) = match goal.rule {
+            Rule::RatioAtMost => {
+                (format!("{what} to {to}'s"), format!("≤ {limit:.2}"), format!("{:.2}", Ranged(measured)))
+            }
+            Rule::RatioAtLeast => {
+                (format!("{what} to {to}'s"), format!("≥ {limit:.2}"), format!("{:.2}", Ranged(measured)))
+            }
+            Rule::AtMost if goal.to.is_some() => {
+                (format!("{what}, {to}'s at most"), format!("≤ {bound}{unit}"), format!("{measured}{unit}"))
+            }
+            Rule::AtMost => (what.to_owned(), format!("≤ {bound}{unit}"), format!("{measured}{unit}")),
+            Rule::Overlaps => {
+                (format!("{what} within noise of {to}'s"), format!("from ≤ {bound}{unit}"), format!("{measured}{unit}"))
+            }
+        };
+        let verdict = if goal.met { "met" } else { "not met" };
+        vec![format!("{case}: {peer}, {what}"), limit, measured, verdict.to_owned()]
+    };
+    table(head.to_vec(), goals.iter().map(row).collect())
+}
+
+/// What a figure is called in a goal, and its unit.
+fn named(name: &str) -> (&str, &str) {
+    match name {
+        figure::CPU => ("CPU per request", " µs"),
+        figure::RATE => ("requests/s", ""),
+        figure::P99 => ("p99", " µs"),
+        figure::ADDED => ("p99 added", " µs"),
+        figure::MEMORY => ("memory per connection", " bytes"),
+        other => (other, ""),
+    }
+}
+
 /// The cases, who would take part in each, and who not.
 pub(super) fn list(cases: &[&'static Case], take_part: impl Fn(&Case) -> (Vec<Peer>, Vec<LeftOut>)) -> String {
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or_default();
@@ -92,12 +137,16 @@ struct Column {
     cell: Box<dyn Fn(&PeerResult) -> String>,
 }
 
+impl Column {
+    /// Whose cells are a dash where there is nothing to say.
+    fn or_dash(head: String, cell: impl Fn(&PeerResult) -> Option<String> + 'static) -> Self {
+        Self { head, cell: Box::new(move |peer| cell(peer).unwrap_or_else(|| "–".to_owned())) }
+    }
+}
+
 fn columns(case: &CaseResult) -> Vec<Column> {
-    let of = |head: &str, name: &'static str| Column {
-        head: head.to_owned(),
-        cell: Box::new(move |peer| {
-            peer.summary.get(name).map_or_else(|| "–".to_owned(), |summary| summary.to_string())
-        }),
+    let of = |head: &str, name: &'static str| {
+        Column::or_dash(head.to_owned(), move |peer| peer.summary.get(name).map(Summary::to_string))
     };
     let mut columns = vec![Column { head: String::new(), cell: Box::new(|peer| peer.peer.to_owned()) }];
     if case.ratio_by == By::Memory {
@@ -106,24 +155,35 @@ fn columns(case: &CaseResult) -> Vec<Column> {
         columns.push(of("requests/s", figure::RATE));
         columns.push(of("p50, µs", figure::P50));
         columns.push(of("p99, µs", figure::P99));
+        if case.ratio_by == By::Added {
+            columns.push(of("p99.9, µs", figure::P999));
+            columns.push(of("p99 added, µs", figure::ADDED));
+        }
         columns.push(of("user, µs/request", figure::USER));
         columns.push(of("system, µs/request", figure::SYSTEM));
         columns.push(of("CPU, µs/request", figure::CPU));
     }
-    if let Some(ratio) = case.peers.iter().find_map(|peer| peer.ratio.as_ref()) {
-        let what = match case.ratio_by {
-            By::Cpu => "CPU",
-            By::Rate => "requests/s",
-            By::Memory => "bytes",
-        };
-        columns.push(Column {
-            head: format!("{what} to {}'s", ratio.to),
-            cell: Box::new(|peer| {
-                peer.ratio.as_ref().map_or_else(|| "–".to_owned(), |ratio| format!("{:.2}", Ranged(ratio.summary)))
-            }),
-        });
-    }
+    columns.extend(ratio_column(case, |peer| peer.ratio.as_ref()));
+    columns.extend(ratio_column(case, |peer| peer.floor.as_ref()));
     columns
+}
+
+/// Ratios, with whom they are to in the head when that is the same for all. `None` when there are none.
+fn ratio_column(case: &CaseResult, ratio: fn(&PeerResult) -> Option<&Ratio>) -> Option<Column> {
+    let what = match case.ratio_by {
+        By::Cpu => "CPU",
+        By::Rate => "requests/s",
+        By::Memory => "bytes",
+        By::Added => "p99 added",
+    };
+    let mut all = case.peers.iter().filter_map(ratio);
+    let to = all.next()?.to;
+    if all.all(|other| other.to == to) {
+        let cell = move |peer: &PeerResult| ratio(peer).map(|ratio| format!("{:.2}", Ranged(ratio.summary)));
+        return Some(Column::or_dash(format!("{what} to {to}'s"), cell));
+    }
+    let cell = move |peer: &PeerResult| ratio(peer).map(|ratio| format!("{:.2} {}", Ranged(ratio.summary), ratio.to));
+    Some(Column::or_dash(format!("{what} to that of"), cell))
 }
 
 /// A Markdown table whose columns are in line as text too.
@@ -181,7 +241,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::{
-        super::result::{Figures, Machine, SCHEMA, summarise},
+        super::{
+            goal,
+            result::{Figures, Machine, Measured, SCHEMA, summarise},
+        },
         *,
     };
 
@@ -191,11 +254,21 @@ mod tests {
             ..Figures::default()
         };
         let direct = Figures { of: BTreeMap::from([(figure::RATE, 90_000.0)]), ..Figures::default() };
+        let of = |peer, rounds| Measured { peer, to: "nginx", rounds };
         let measured = vec![
-            ("direct", vec![direct.clone(), direct]),
-            ("nginx", vec![round(10.0), round(12.0)]),
-            ("crossfade", vec![round(9.0), round(9.6)]),
+            of("direct", vec![direct.clone(), direct]),
+            of("nginx", vec![round(10.0), round(12.0)]),
+            of("nginx-stream", vec![round(8.0), round(8.0)]),
+            of("crossfade", vec![round(9.0), round(9.6)]),
         ];
+        let cases = vec![CaseResult {
+            name: "http",
+            about: "small responses",
+            ratio_by: By::Cpu,
+            peers: summarise(measured, By::Cpu, Some("nginx-stream")),
+            left_out: vec![LeftOut { peer: "envoy".to_owned(), reason: "not installed".to_owned() }],
+            notes: Vec::new(),
+        }];
         Outcome {
             schema: SCHEMA,
             started_ms: 0,
@@ -209,14 +282,8 @@ mod tests {
                 pinned: Some(Cores { proxy: 0, load: 1 }),
             },
             versions: BTreeMap::from([("nginx", "1.22.1".to_owned())]),
-            cases: vec![CaseResult {
-                name: "http",
-                about: "small responses",
-                ratio_by: By::Cpu,
-                peers: summarise(measured, By::Cpu, "nginx"),
-                left_out: vec![LeftOut { peer: "envoy".to_owned(), reason: "not installed".to_owned() }],
-                notes: Vec::new(),
-            }],
+            goals: goal::judge(&cases),
+            cases,
         }
     }
 
@@ -227,14 +294,64 @@ mod tests {
             text.starts_with("Example CPU, 2 cores, Linux 6.1 x86_64; proxies on core 0, load and origins on core 1.")
         );
         assert!(text.contains("### http\n\nSmall responses.\n\n|"), "{text}");
-        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+        let (case, goals) = text.split_once("### goals").unwrap();
+        let rows: Vec<&str> = case.lines().filter(|line| line.starts_with('|')).collect();
         let widths: Vec<usize> = rows.iter().map(|row| row.chars().count()).collect();
         assert!(widths.iter().all(|width| *width == widths[0]), "{text}");
         let cells = |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
-        assert_eq!(cells(rows[2]), ["direct", "90000", "–", "–", "–", "–", "–", "–"]);
-        assert_eq!(cells(rows[3])[6..], ["11.0 (10.0–12.0)", "1.00"]);
-        assert_eq!(cells(rows[4]), ["crossfade", "40123", "–", "–", "–", "–", "9.30 (9.00–9.60)", "0.85 (0.80–0.90)"]);
-        assert!(text.ends_with("Left out: envoy (not installed).\n"), "{text}");
+        assert_eq!(cells(rows[0])[7..], ["CPU to nginx's", "CPU to nginx-stream's"]);
+        assert_eq!(cells(rows[2]), ["direct", "90000", "–", "–", "–", "–", "–", "–", "–"]);
+        assert_eq!(cells(rows[3])[6..], ["11.0 (10.0–12.0)", "1.00", "1.38 (1.25–1.50)"]);
+        let crossfade = ["9.30 (9.00–9.60)", "0.85 (0.80–0.90)", "1.16 (1.12–1.20)"];
+        assert_eq!(cells(rows[5])[6..], crossfade);
+        assert!(case.ends_with("Left out: envoy (not installed).\n\n"), "{text}");
+
+        let rows: Vec<&str> = goals.lines().filter(|line| line.starts_with('|')).collect();
+        assert_eq!(
+            cells(rows[2]),
+            ["http: crossfade, CPU per request to nginx's", "≤ 0.85", "0.85 (0.80–0.90)", "met"]
+        );
+        assert_eq!(cells(rows[3])[0], "http: crossfade, CPU per request to nginx-stream's");
+        assert_eq!(cells(rows[4])[..3], ["http: crossfade, requests/s to nginx's", "≥ 1.00", "1.00"]);
+        assert_eq!(rows.len(), 5, "{goals}");
+    }
+
+    #[test]
+    fn goals_of_other_units_say_what_they_are_held_against() {
+        let check = |figure, rule, to, limit, expected: &str| {
+            let measured = Summary { median: 950.0, min: 900.0, max: 1000.0 };
+            let goal = GoalResult { case: "case", peer: "crossfade", figure, to, measured, rule, limit, met: false };
+            let text = render_goals(&[goal]);
+            let row: Vec<&str> = text.lines().nth(2).unwrap().split_whitespace().collect();
+            assert_eq!(row.join(" "), expected);
+        };
+        let memory = "| case: crossfade, memory per connection | ≤ 3072 bytes | 950 (900–1000) bytes | not met |";
+        check(figure::MEMORY, Rule::AtMost, None, 3072.0, memory);
+        let added = "| case: crossfade, p99 added, nginx's at most | ≤ 12.5 µs | 950 (900–1000) µs | not met |";
+        check(figure::ADDED, Rule::AtMost, Some("nginx"), 12.5, added);
+        let noise = "| case: crossfade, p99 within noise of off's | from ≤ 899 µs | 950 (900–1000) µs | not met |";
+        check(figure::P99, Rule::Overlaps, Some("off"), 899.0, noise);
+    }
+
+    #[test]
+    fn ratios_to_different_peers_say_to_whom() {
+        let round = |cpu: f64| vec![Figures { of: BTreeMap::from([(figure::CPU, cpu)]), ..Figures::default() }];
+        let measured = vec![
+            Measured { peer: "nginx", to: "nginx", rounds: round(10.0) },
+            Measured { peer: "crossfade", to: "nginx", rounds: round(8.0) },
+            Measured { peer: "crossfade-2", to: "crossfade", rounds: round(8.8) },
+        ];
+        let case = CaseResult {
+            name: "workers",
+            about: "two workers",
+            ratio_by: By::Cpu,
+            peers: summarise(measured, By::Cpu, None),
+            left_out: Vec::new(),
+            notes: Vec::new(),
+        };
+        let text = render_case(&case);
+        let last: Vec<&str> = text.lines().filter_map(|line| line.trim_end_matches(" |").rsplit("| ").next()).collect();
+        assert!(last.contains(&"CPU to that of") && last.contains(&"1.10 crossfade"), "{text}");
     }
 
     #[test]
@@ -245,10 +362,18 @@ mod tests {
         let case = &json["cases"][0];
         assert_eq!(case["ratio_by"], "cpu");
         assert_eq!(
-            case["peers"][2]["rounds"][0],
+            case["peers"][3]["rounds"][0],
             serde_json::json!({ "requests_per_second": 40_123.4, "cpu_us": 9.0 })
         );
-        assert_eq!(case["peers"][2]["ratio"]["to"], "nginx");
+        assert_eq!(case["peers"][3]["ratio"]["to"], "nginx");
         assert_eq!(case["peers"][0]["ratio"], serde_json::Value::Null);
+        assert_eq!(case["peers"][3]["floor"]["to"], "nginx-stream");
+        let goal = &json["goals"][0];
+        assert_eq!(
+            [&goal["case"], &goal["peer"], &goal["figure"], &goal["to"]],
+            ["http", "crossfade", "cpu_us", "nginx"]
+        );
+        assert_eq!((&goal["rule"], &goal["limit"]), (&"ratio_at_most".into(), &0.85.into()));
+        assert_eq!((&goal["measured"]["max"], &goal["met"]), (&0.9.into(), &true.into()));
     }
 }

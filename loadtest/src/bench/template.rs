@@ -58,7 +58,19 @@ mod tests {
 
     #[test]
     fn every_place_of_every_file_is_known() {
-        let known = ["admin_port", "blue", "dir", "green", "load_stream", "pem", "port", "tls_port"];
+        let known = [
+            "admin_port",
+            "blue",
+            "dir",
+            "green",
+            "load_stream",
+            "mirror_green",
+            "pem",
+            "port",
+            "reuseport",
+            "tls_port",
+            "workers",
+        ];
         let values = known.map(|name| (name, "1".to_owned()));
         for template in ALL {
             let left = template.fill(&values);

@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, value_parser};
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::bench::{Bench as Runner, Plan, markdown, render_case};
+use super::{say, told_to_end};
+use crate::bench::{Bench as Runner, Plan, markdown, render_case, render_goals};
 
 /// Compares Crossfade with nginx, HAProxy and Envoy on this machine, under the same load.
 ///
@@ -61,21 +61,19 @@ impl Bench {
             return Ok(ExitCode::SUCCESS);
         }
 
-        let mut interrupted = signal(SignalKind::interrupt()).context("SIGINT: cannot be waited for")?;
-        let mut terminated = signal(SignalKind::terminate()).context("SIGTERM: cannot be waited for")?;
-        let mut hung_up = signal(SignalKind::hangup()).context("SIGHUP: cannot be waited for")?;
         let _ = writeln!(io::stderr(), "{}", bench.announcement());
         // Whatever was started ends with the future that started it.
         let done = tokio::select! {
             biased;
-            _ = interrupted.recv() => None,
-            _ = terminated.recv() => None,
-            _ = hung_up.recv() => None,
+            told = told_to_end() => { told?; None }
             done = bench.run(|case| { let _ = say(&format!("\n## {}\n\n{}", case.name, render_case(case))); }) => Some(done),
         };
         bench.clear();
 
         let outcome = bench.outcome();
+        if !outcome.goals.is_empty() {
+            say(&format!("\n## goals\n\n{}", render_goals(&outcome.goals)))?;
+        }
         let write = |file: &PathBuf, text: String| {
             fs::write(file, text).with_context(|| format!("{}: cannot be written", file.display()))
         };
@@ -94,9 +92,4 @@ impl Bench {
             }
         }
     }
-}
-
-fn say(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")
 }

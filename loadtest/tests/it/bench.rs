@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::Path,
     process::{Output, Stdio},
 };
@@ -114,6 +115,51 @@ async fn a_peer_that_fails_to_start_is_quoted() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("loadtest: case http: crossfade: ended by itself, exit status: 2: "), "{said}");
     assert!(said.contains("unrecognized option"), "{said}");
+}
+
+#[tokio::test]
+async fn each_case_of_load_is_driven_through_nginx() {
+    let dir = TempDir::new().unwrap();
+    let json = dir.path().join("bench.json");
+    let peers = "--peer direct --peer nginx --peer nginx-2 --peer nginx-stream";
+    let output = run(&format!("http workers latency {peers} --rounds 1 --seconds 1"), Some(&json)).await;
+    assert!(output.status.success(), "{output:?}");
+    let results = results(&json);
+    let figure =
+        |case: usize, peer: usize, name: &str| results["cases"][case]["peers"][peer]["rounds"][0][name].as_f64();
+    let ratio = |case: usize, peer: usize, kind: &str| {
+        let ratio = &results["cases"][case]["peers"][peer][kind];
+        (ratio["to"].as_str().unwrap_or_default().to_owned(), ratio["rounds"].as_array().map(Vec::len))
+    };
+    // direct, nginx and nginx-stream; nginx and nginx-2; direct and nginx.
+    assert_eq!(ratio(0, 1, "floor"), ("nginx-stream".to_owned(), Some(1)));
+    assert_eq!(ratio(1, 1, "ratio"), ("nginx".to_owned(), Some(1)));
+    let p99 = figure(2, 1, "p99_us").unwrap() - figure(2, 0, "p99_us").unwrap();
+    assert_eq!(figure(2, 1, "added_p99_us"), Some(p99));
+    assert_eq!(results["goals"], Value::Array(Vec::new()), "without Crossfade there is nothing to promise");
+}
+
+#[tokio::test]
+async fn a_profile_needs_a_profiler_and_somebody_to_look_at() {
+    let dir = TempDir::new().unwrap();
+    // Of what the bench needs there is nginx alone.
+    let (own, into) = (dir.path().join("bin"), dir.path().join("profile"));
+    fs::create_dir(&own).unwrap();
+    let nginx = Command::new("sh").args(["-c", "PATH=$PATH:/usr/sbin command -v nginx"]).output().await.unwrap();
+    symlink(String::from_utf8(nginx.stdout).unwrap().trim(), own.join("nginx")).unwrap();
+    let check = async |args: &[&str], expected: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        command.arg("profile").args(args).arg("--into").arg(&into).env("PATH", &own);
+        let output = soon(command.output()).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.starts_with(expected) && said.lines().count() == 1, "{args:?}: {said}");
+    };
+    check(&["http"], "loadtest: perf: not installed; it is in linux-perf").await;
+    check(&["htp"], "loadtest: no case \"htp\"; there are http").await;
+    symlink("/bin/true", own.join("perf")).unwrap();
+    check(&["http", "--peer", "direct"], "loadtest: case http: nobody to look at; ").await;
+    check(&["idle-http", "--peer", "nginx"], "loadtest: case idle-http: it is not about load through a proxy").await;
 }
 
 #[tokio::test]
