@@ -190,8 +190,7 @@ impl Direction {
         let to_writer = |_: io::Error| Broke::Writer;
         while !self.done {
             while !self.buffer.is_empty() {
-                let written =
-                    ready!(Pin::new(&mut *writer).poll_write(cx, self.buffer.bytes())).map_err(to_writer)?;
+                let written = ready!(Pin::new(&mut *writer).poll_write(cx, self.buffer.bytes())).map_err(to_writer)?;
                 if written == 0 {
                     return Poll::Ready(Err(Broke::Writer));
                 }
@@ -330,9 +329,8 @@ mod tests {
         let (mut upstream_side, _upstream) = duplex(1024);
         tokio::spawn(alarm::tick());
         let started = Instant::now();
-        let relaying = tokio::spawn(async move {
-            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await
-        });
+        let relaying =
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await });
         time::sleep(Duration::from_secs(50)).await;
         client.write_all(b"x").await.unwrap();
         let moved = relaying.await.unwrap();
@@ -346,9 +344,8 @@ mod tests {
         let (mut upstream_side, _upstream) = duplex(16);
         tokio::spawn(alarm::tick());
         let started = Instant::now();
-        let relaying = tokio::spawn(async move {
-            relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await
-        });
+        let relaying =
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await });
         client.write_all(&[0; 100]).await.unwrap();
         let moved = relaying.await.unwrap();
         assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout, client_done: false });

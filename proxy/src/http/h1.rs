@@ -7,7 +7,13 @@ mod exchange;
 mod request;
 mod response;
 
-use std::{borrow::Cow, future::poll_fn, net::SocketAddr, sync::Arc, task::{Poll, ready}};
+use std::{
+    borrow::Cow,
+    future::poll_fn,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Poll, ready},
+};
 
 use admin_api::Outcome;
 use bytes::BytesMut;
@@ -107,12 +113,8 @@ impl OwnAnswer {
     fn write(self, keep: bool) -> Vec<u8> {
         let (status, text, is_head) = match self {
             Self::NoRoute { is_head } => (StatusCode::NOT_FOUND, "no route takes this host and path", is_head),
-            Self::Unavailable { is_head } => {
-                (StatusCode::SERVICE_UNAVAILABLE, "no endpoint could be reached", is_head)
-            }
-            Self::Shortage { is_head } => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the proxy is out of connections", is_head)
-            }
+            Self::Unavailable { is_head } => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint could be reached", is_head),
+            Self::Shortage { is_head } => (StatusCode::SERVICE_UNAVAILABLE, "the proxy is out of connections", is_head),
             Self::Trace => (StatusCode::METHOD_NOT_ALLOWED, "trace is not answered here", false),
             Self::Options => return respond::options(keep),
         };

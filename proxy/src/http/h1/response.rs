@@ -55,7 +55,8 @@ impl Response {
     pub(super) fn read(bytes: &[u8], asked: Asked, out: &mut Vec<u8>) -> Result<Option<Self>, Nonsense> {
         let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut parsed = httparse::Response::new(&mut []);
-        let read = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields);
+        let read =
+            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields);
         let httparse::Status::Complete(length) = read.map_err(|_| Nonsense)? else {
             return if bytes.len() >= MAX_HEAD { Err(Nonsense) } else { Ok(None) };
         };
