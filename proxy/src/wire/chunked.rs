@@ -1,7 +1,7 @@
 //! The chunked coding (RFC 9112, section 7.1), read strictly and in whatever pieces it comes, so that it can be passed on
 //! byte for byte: what two parties could read in two ways is refused.
 
-use super::http1::is_token;
+use super::http1::{is_token, reads_as};
 
 /// The most bytes of chunk extensions in a body, and of its trailers. Nobody needs them; whoever sends them without end is
 /// up to something.
@@ -144,7 +144,7 @@ fn check_trailer(line: &[u8]) -> Result<(), Malformed> {
     let end =
         line.iter().position(|byte| !is_token(*byte)).filter(|end| *end > 0 && line[*end] == b':').ok_or(Malformed)?;
     let name = &line[..end];
-    if FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden)) { Err(Malformed) } else { Ok(()) }
+    if FORBIDDEN.iter().any(|forbidden| reads_as(name, forbidden)) { Err(Malformed) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -205,6 +205,7 @@ mod tests {
             "0\r\nx y: z\r\n\r\n",
             "0\r\nnothing\r\n\r\n",
             "0\r\nContent-Length: 5\r\n\r\n",
+            "0\r\nX_Forwarded-for: 10.0.0.1\r\n\r\n",
             "0\r\ntransfer-encoding: chunked\r\n\r\n",
         ] {
             assert_eq!(whole(faulty.as_bytes()).err(), Some(Malformed), "{faulty:?}");

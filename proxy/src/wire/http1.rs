@@ -567,6 +567,13 @@ fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+/// Whether an origin may take one field name for another: servers that pass fields on as CGI variables take an underscore
+/// for a hyphen. `known`: in any case, with hyphens.
+pub(crate) fn reads_as(name: &[u8], known: &[u8]) -> bool {
+    let same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    name.len() == known.len() && name.iter().zip(known).all(same)
+}
+
 /// Whether a byte may stand in a token: a method, a field name, an option (9110, 5.6.2).
 pub(crate) fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]

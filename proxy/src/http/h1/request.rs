@@ -13,9 +13,7 @@ use crate::{
 /// Fields that end here, by the length of their names: those for one hop (RFC 9110, section 7.6.1), and those that only
 /// this proxy may set.
 fn ends_here(name: &[u8]) -> bool {
-    // Servers that pass fields on as CGI variables take an underscore for a hyphen.
-    let same = |a: u8, b: u8| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
-    let is = |known: &[u8]| name.iter().zip(known).all(|(a, b)| same(*a, *b));
+    let is = |known: &[u8]| http1::reads_as(name, known);
     match name.len() {
         2 => is(b"te"),
         7 => is(b"upgrade"),
