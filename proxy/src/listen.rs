@@ -144,7 +144,7 @@ async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Proto
     let accepted = Accepted { transport, client, listener: index, live };
     match protocol {
         Protocol::Http => engine.serve(accepted, worker).await,
-        Protocol::Mqtt => mqtt::serve(accepted, &worker).await,
-        Protocol::Tcp => tcp::serve(accepted, &worker).await,
+        Protocol::Mqtt => mqtt::serve(accepted).await,
+        Protocol::Tcp => tcp::serve(accepted).await,
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Live {
     /// the accepting loops hold indexes into this.
     pub(crate) listeners: Vec<Listener>,
     pub(crate) routes: BTreeMap<String, Arc<Route>>,
+    /// Is there to be a line of log for each request and connection?
+    pub(crate) access_log: bool,
 }
 
 /// The routes of one socket.
@@ -191,7 +193,7 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     for (endpoint, check) in started {
         upstream::watch(&endpoint, check);
     }
-    Ok(Live { listeners, routes })
+    Ok(Live { listeners, routes, access_log: parts.config.server.access_log })
 }
 
 type Started = Vec<(Arc<Endpoint>, Check)>;
@@ -332,7 +334,7 @@ impl Live {
     /// The same but for one route's state. A route that is not there changes nothing.
     pub(crate) fn with_state(&self, name: &str, state: RouteState) -> Self {
         let Some(old) = self.routes.get(name) else {
-            return Self { listeners: self.listeners.clone(), routes: self.routes.clone() };
+            return Self { listeners: self.listeners.clone(), routes: self.routes.clone(), ..*self };
         };
         let new = Arc::new(Route { state, ..Route::clone(old) });
         let exchange = |route: &mut Arc<Route>| {
@@ -347,7 +349,7 @@ impl Live {
         }
         let mut routes = self.routes.clone();
         routes.insert(name.to_owned(), new);
-        Self { listeners, routes }
+        Self { listeners, routes, ..*self }
     }
 }
 

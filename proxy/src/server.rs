@@ -328,13 +328,12 @@ fn start_workers(
                 .collect::<io::Result<Vec<_>>>()
                 .context("cannot share a listening socket")?;
             let (plane, mut drain, accept) = (Arc::clone(plane), drain.clone(), accept.clone());
-            let access_log = settings.access_log;
             let runtime =
                 runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
             let work = async move {
                 let tasks = TaskTracker::new();
-                let engine = Engine::new(Arc::clone(&plane), drain.clone(), access_log);
-                let worker = Worker { plane, tasks: tasks.clone(), access_log };
+                let engine = Engine::new(Arc::clone(&plane), drain.clone());
+                let worker = Worker { plane, tasks: tasks.clone() };
                 let acceptor = Acceptor { worker, engine, drain: drain.clone(), max_connections };
                 let mut accepting = JoinSet::new();
                 accept.cancelled().await;

@@ -210,7 +210,6 @@ enum Heard {
 pub(super) struct Http1 {
     plane: Arc<Plane>,
     drain: Drain,
-    access_log: bool,
 }
 
 /// How serving a connection ended.
@@ -224,8 +223,8 @@ pub(super) enum Served {
 }
 
 impl Http1 {
-    pub(super) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Self {
-        Self { plane, drain, access_log }
+    pub(super) fn new(plane: Arc<Plane>, drain: Drain) -> Self {
+        Self { plane, drain }
     }
 
     /// Serves a connection until it ends or must be served otherwise. `first`: whether it may turn out to be HTTP/2
@@ -337,7 +336,7 @@ impl Http1 {
         let exchange = route.meter.dispatch(arm);
         request.write(out, head, client.address.ip(), client.tls);
         let line =
-            self.access_log.then(|| (String::from_utf8_lossy(request.method).into_owned(), request.path.to_owned()));
+            live.access_log.then(|| (String::from_utf8_lossy(request.method).into_owned(), request.path.to_owned()));
         Decision::Carry(Carried {
             key: if route.mirror.is_some() { key.map(Cow::into_owned) } else { None },
             asked: Asked {
