@@ -17,6 +17,7 @@ use crate::{
     connection::{Accepted, Worker},
     drain::Drain,
     http::Engine,
+    live::Live,
     mqtt,
     plane::Plane,
     tcp,
@@ -32,7 +33,6 @@ pub(crate) struct Acceptor {
     pub(crate) worker: Worker,
     pub(crate) engine: Arc<Engine>,
     pub(crate) drain: Drain,
-    pub(crate) max_connections: usize,
 }
 
 /// Accepts until the process drains, then what is already waiting in the backlog, if nobody else will, then no more.
@@ -91,15 +91,22 @@ impl Trouble {
 
 fn spawn(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, acceptor: &Acceptor) {
     let worker = &acceptor.worker;
+    let live = worker.plane.live();
     let open = OpenConnection::count(&worker.plane);
-    if worker.plane.connections.load(Ordering::Relaxed) > acceptor.max_connections {
-        worker.plane.rejections.count("max_connections");
-        return;
+    if worker.plane.connections.load(Ordering::Relaxed) > live.limits.connections {
+        return worker.plane.rejections.count("max_connections");
     }
-    let serving = serve(tcp, client, index, protocol, acceptor.clone());
+    let admission = match live.limits.connections_per_client {
+        None => None,
+        Some(most) => match worker.plane.clients.admit(client.ip(), most) {
+            None => return worker.plane.rejections.count("max_connections_per_client"),
+            admission => admission,
+        },
+    };
+    let serving = serve(tcp, client, live, index, protocol, acceptor.clone());
     worker.tasks.spawn(async move {
         serving.await;
-        drop(open);
+        drop((open, admission));
     });
 }
 
@@ -119,13 +126,19 @@ impl Drop for OpenConnection {
     }
 }
 
-async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, acceptor: Acceptor) {
+async fn serve(
+    tcp: TcpStream,
+    client: SocketAddr,
+    live: Arc<Live>,
+    index: usize,
+    protocol: Protocol,
+    acceptor: Acceptor,
+) {
     let Acceptor { worker, engine, .. } = acceptor;
     // Small answers must not wait for the acknowledgement of earlier ones.
     if tcp.set_nodelay(true).is_err() {
         return;
     }
-    let live = worker.plane.live();
     let listener = &live.listeners[index];
     let transport = match &listener.tls {
         None => Transport::Plain(tcp),

@@ -13,6 +13,7 @@ use admin_api::{Access, InstallError, RouteState};
 use config::{Arm, Config, Fault, Faults, Protocol, Split};
 
 use crate::{
+    limits::Limits,
     mirror::{Mirror, MirrorThread},
     split::Salt,
     telemetry::Meter,
@@ -29,6 +30,7 @@ pub(crate) struct Live {
     pub(crate) routes: BTreeMap<String, Arc<Route>>,
     /// Is there to be a line of log for each request and connection?
     pub(crate) access_log: bool,
+    pub(crate) limits: Limits,
 }
 
 /// The routes of one socket.
@@ -169,6 +171,8 @@ pub(crate) struct Parts<'a> {
     /// Read certificate files again. Without, `config` must be the one that `previous` was made of.
     pub(crate) reread: bool,
     pub(crate) workers: usize,
+    /// As many as there are descriptors for.
+    pub(crate) max_connections: usize,
     pub(crate) mirror_thread: &'a MirrorThread,
 }
 
@@ -193,7 +197,10 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     for (endpoint, check) in started {
         upstream::watch(&endpoint, check);
     }
-    Ok(Live { listeners, routes, access_log: parts.config.server.access_log })
+    let server = &parts.config.server;
+    let limits =
+        Limits { connections: parts.max_connections, connections_per_client: server.max_connections_per_client };
+    Ok(Live { listeners, routes, access_log: server.access_log, limits })
 }
 
 type Started = Vec<(Arc<Endpoint>, Check)>;

@@ -18,7 +18,8 @@ use parking_lot::Mutex;
 use tokio::time;
 
 use crate::{
-    live::{self, Addresses, Live, Parts},
+    limits::{Clients, within_file_limit},
+    live::{self, Addresses, Live, Parts, sockets_of},
     mirror::MirrorThread,
     takeover::Predecessor,
     telemetry::Rejections,
@@ -39,6 +40,7 @@ pub(crate) struct Plane {
     pub(crate) rejections: Rejections,
     /// Open client connections of all listeners.
     pub(crate) connections: AtomicUsize,
+    pub(crate) clients: Arc<Clients>,
     pub(crate) takeovers: Takeovers,
     /// Whom this process took over from.
     predecessor: OnceLock<Predecessor>,
@@ -53,11 +55,13 @@ pub(crate) struct Takeovers {
     pub(crate) failed: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Source {
     config: Option<Arc<Config>>,
     states: BTreeMap<String, RouteState>,
     addresses: Addresses,
+    /// As many as there are descriptors for.
+    max_connections: usize,
 }
 
 impl Plane {
@@ -71,6 +75,7 @@ impl Plane {
             seconds: AtomicU64::new(0),
             rejections: Rejections::new(workers),
             connections: AtomicUsize::new(0),
+            clients: Clients::new(),
             takeovers: Takeovers::default(),
             predecessor: OnceLock::new(),
         })
@@ -95,7 +100,7 @@ impl Plane {
     pub(crate) fn reread_files(&self) -> Result<(), InstallError> {
         let source = self.source.lock();
         let Some(config) = source.config.clone() else { return Ok(()) };
-        let live = self.build(&config, &source.states, &source.addresses, true)?;
+        let live = self.build(&config, &source, true)?;
         self.live.store(Arc::new(live));
         Ok(())
     }
@@ -104,16 +109,16 @@ impl Plane {
     /// were looked up. Returns whether anything changed. Errors: nothing changed.
     pub(crate) fn take_addresses(&self, found: Addresses) -> Result<bool, InstallError> {
         let mut source = self.source.lock();
-        let mut addresses = source.addresses.clone();
-        addresses.extend(found);
-        if addresses == source.addresses {
+        let mut new = source.clone();
+        new.addresses.extend(found);
+        if new.addresses == source.addresses {
             return Ok(false);
         }
-        if let Some(config) = source.config.clone() {
-            let live = self.build(&config, &source.states, &addresses, false)?;
+        if let Some(config) = &new.config {
+            let live = self.build(config, &new, false)?;
             self.live.store(Arc::new(live));
         }
-        source.addresses = addresses;
+        *source = new;
         Ok(true)
     }
 
@@ -137,20 +142,15 @@ impl Plane {
         }
     }
 
-    fn build(
-        &self,
-        config: &Config,
-        states: &BTreeMap<String, RouteState>,
-        addresses: &Addresses,
-        reread: bool,
-    ) -> Result<Live, InstallError> {
+    fn build(&self, config: &Config, source: &Source, reread: bool) -> Result<Live, InstallError> {
         live::build(&Parts {
             config,
-            states,
-            addresses,
+            states: &source.states,
+            addresses: &source.addresses,
             previous: &self.live.load(),
             reread,
             workers: self.workers,
+            max_connections: source.max_connections,
             mirror_thread: &self.mirror_thread,
         })
     }
@@ -183,10 +183,15 @@ impl DataPlane for Plane {
 
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         let mut source = self.source.lock();
-        let live = self.build(config, states, &source.addresses, true)?;
-        source.config = Some(Arc::clone(config));
-        source.states = states.clone();
+        let mut new = Source { config: Some(Arc::clone(config)), states: states.clone(), ..source.clone() };
+        let wanted = config.server.max_connections;
+        if source.config.as_ref().is_none_or(|old| old.server.max_connections != wanted) {
+            // Each worker has a handle of its own for each of its sockets.
+            new.max_connections = within_file_limit(wanted, 2 * self.workers * sockets_of(config).len());
+        }
+        let live = self.build(config, &new, true)?;
         self.live.store(Arc::new(live));
+        *source = new;
         Ok(())
     }
 

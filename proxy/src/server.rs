@@ -288,28 +288,6 @@ fn listener(listener: StdListener) -> Result<TcpListener> {
     TcpListener::from_std(listener).context("cannot watch a listening socket")
 }
 
-/// Every client connection needs a descriptor, and so does its upstream. Raises the soft limit as far as is allowed and
-/// needed. Where that is not enough, fewer clients are taken in: being out of descriptors must show as a client turned
-/// away, not as an endpoint that cannot be reached. Returns how many clients there may be.
-fn within_file_limit(max_connections: usize) -> usize {
-    let needed = 2 * max_connections as u64 + OWN_DESCRIPTORS;
-    let limit = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
-    if limit >= needed {
-        return max_connections;
-    }
-    let room = limit.saturating_sub(OWN_DESCRIPTORS).max(limit / 4) / 2;
-    tracing::warn!(
-        limit,
-        needed,
-        max_connections = room,
-        "The limit of open files is below what max_connections needs, so fewer are taken; raise it (ulimit -n, LimitNOFILE)"
-    );
-    usize::try_from(room).unwrap_or(max_connections).max(1)
-}
-
-/// Descriptors for the admin API, checks, copies and idle upstream connections.
-const OWN_DESCRIPTORS: u64 = 512;
-
 /// One thread a worker, each with a runtime of its own that accepts on every listener. `accept`: when to begin.
 fn start_workers(
     server: &Server,
@@ -317,8 +295,6 @@ fn start_workers(
     drain: &Drain,
     accept: &CancellationToken,
 ) -> Result<Vec<thread::JoinHandle<()>>> {
-    let settings = &server.config.server;
-    let max_connections = within_file_limit(settings.max_connections);
     (1..=server.workers)
         .map(|id| {
             let listeners = server
@@ -334,7 +310,7 @@ fn start_workers(
                 let tasks = TaskTracker::new();
                 let engine = Engine::new(Arc::clone(&plane), drain.clone());
                 let worker = Worker { plane, tasks: tasks.clone() };
-                let acceptor = Acceptor { worker, engine, drain: drain.clone(), max_connections };
+                let acceptor = Acceptor { worker, engine, drain: drain.clone() };
                 let mut accepting = JoinSet::new();
                 accept.cancelled().await;
                 for (index, (socket, protocol)) in listeners.into_iter().enumerate() {

@@ -86,7 +86,13 @@ pub(crate) fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route 
 
 pub(crate) fn config(routes: Vec<Route>) -> Arc<Config> {
     Arc::new(Config {
-        server: Server { workers: None, drain: Duration::from_secs(25), access_log: false, max_connections: 1_000 },
+        server: Server {
+            workers: None,
+            drain: Duration::from_secs(25),
+            access_log: false,
+            max_connections: 1_000,
+            max_connections_per_client: None,
+        },
         admin: Admin {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             state: "unused".into(),
