@@ -6,12 +6,12 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use admin_api::{DataPlane, InstallError, Observation, ProcessCounter, RouteState};
+use admin_api::{DataPlane, InstallError, MetricKind, Observation, ProcessMetric, RouteState};
 use arc_swap::ArcSwap;
 use config::{Arm, Config};
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use tokio::time;
 
 use crate::{
     limits::{Clients, within_file_limit},
+    listen::Connections,
     live::{self, Addresses, Live, Parts, sockets_of},
     mirror::MirrorThread,
     takeover::Predecessor,
@@ -39,7 +40,7 @@ pub(crate) struct Plane {
     /// Turned away before a route was known.
     pub(crate) rejections: Rejections,
     /// Open client connections of all listeners.
-    pub(crate) connections: AtomicUsize,
+    pub(crate) connections: Connections,
     pub(crate) clients: Arc<Clients>,
     pub(crate) takeovers: Takeovers,
     /// Whom this process took over from.
@@ -74,7 +75,7 @@ impl Plane {
             serving: AtomicBool::new(false),
             seconds: AtomicU64::new(0),
             rejections: Rejections::new(workers),
-            connections: AtomicUsize::new(0),
+            connections: Connections::new(workers),
             clients: Clients::new(),
             takeovers: Takeovers::default(),
             predecessor: OnceLock::new(),
@@ -209,21 +210,46 @@ impl DataPlane for Plane {
         self.serving.load(Ordering::Relaxed)
     }
 
-    fn process_counters(&self) -> Vec<ProcessCounter> {
-        let rejected = self.rejections.totals().into_iter().map(|(reason, value)| ProcessCounter {
+    fn process_metrics(&self) -> Vec<ProcessMetric> {
+        let rejected = self.rejections.totals().into_iter().map(|(reason, value)| ProcessMetric {
+            kind: MetricKind::Counter,
             name: "crossfade_unrouted_total",
             help: "Connections and requests turned away before their route was known",
             label: Some(("reason", reason.to_owned())),
             value,
         });
         let takeovers = [("done", &self.takeovers.done), ("failed", &self.takeovers.failed)];
-        let takeovers = takeovers.into_iter().map(|(outcome, count)| ProcessCounter {
+        let takeovers = takeovers.into_iter().map(|(outcome, count)| ProcessMetric {
+            kind: MetricKind::Counter,
             name: "crossfade_takeovers_total",
             help: "done: this process took over from another; failed: it was to be taken over and went on",
             label: Some(("outcome", outcome.to_owned())),
             value: count.load(Ordering::Relaxed),
         });
-        rejected.chain(takeovers).collect()
+        let connections = (1..).zip(self.connections.by_worker()).flat_map(|(worker, (open, handed_over))| {
+            let of_worker = |kind, name, help, value| ProcessMetric {
+                kind,
+                name,
+                help,
+                label: Some(("worker", usize::to_string(&worker))),
+                value,
+            };
+            [
+                of_worker(
+                    MetricKind::Gauge,
+                    "crossfade_client_connections",
+                    "Open client connections that a worker serves",
+                    open as u64,
+                ),
+                of_worker(
+                    MetricKind::Counter,
+                    "crossfade_handed_over_total",
+                    "Client connections that a worker accepted and left to one that had clearly fewer",
+                    handed_over,
+                ),
+            ]
+        });
+        rejected.chain(takeovers).chain(connections).collect()
     }
 }
 
