@@ -43,17 +43,25 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Are all listeners serving, and not draining?
     fn ready(&self) -> bool;
 
-    /// Counters that belong to no route: name (a whole metric name ending in `_total`), label name and value, count.
-    fn process_counters(&self) -> Vec<ProcessCounter>;
+    /// What is counted and belongs to no route.
+    fn process_metrics(&self) -> Vec<ProcessMetric>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessCounter {
+pub struct ProcessMetric {
+    pub kind: MetricKind,
+    /// The whole of it; a counter's ends in `_total`.
     pub name: &'static str,
     pub help: &'static str,
     /// For example `("reason", "bare_lf")`.
     pub label: Option<(&'static str, String)>,
     pub value: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
 }
 
 /// Why a configuration could not be made live: place, problem, cure.

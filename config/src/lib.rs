@@ -41,6 +41,8 @@ pub struct Server {
     pub access_log: bool,
     /// Open client connections in all; one more is closed at once and counted. Default 50 000.
     pub max_connections: usize,
+    /// The same for those of one client: an IPv4 address, or the /64 network of an IPv6 address. `None`: no limit.
+    pub max_connections_per_client: Option<NonZeroUsize>,
 }
 
 /// The admin API.

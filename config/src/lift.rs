@@ -118,17 +118,30 @@ fn lift(document: &Document, table: &mut Table<'_>, base: &Path) -> Option<Confi
 }
 
 fn server_defaults() -> Server {
-    Server { workers: None, drain: Duration::from_secs(25), access_log: false, max_connections: 50_000 }
+    Server {
+        workers: None,
+        drain: Duration::from_secs(25),
+        access_log: false,
+        max_connections: 50_000,
+        max_connections_per_client: None,
+    }
 }
 
 fn server(table: &mut Table<'_>) -> Server {
     let default = server_defaults();
     Server {
-        workers: table.take("workers").and_then(|value| value.integer(1..=1024)).and_then(NonZeroUsize::new),
+        workers: count(table, "workers", 1024),
         drain: table.duration("drain", default.drain),
         access_log: table.boolean("access_log", default.access_log),
-        max_connections: table.integer("max_connections", 1..=10_000_000, default.max_connections),
+        max_connections: table.integer("max_connections", 1..=MOST_CONNECTIONS, default.max_connections),
+        max_connections_per_client: count(table, "max_connections_per_client", MOST_CONNECTIONS),
     }
+}
+
+const MOST_CONNECTIONS: u64 = 10_000_000;
+
+fn count(table: &mut Table<'_>, key: &'static str, most: u64) -> Option<NonZeroUsize> {
+    table.take(key).and_then(|value| value.integer(1..=most)).and_then(NonZeroUsize::new)
 }
 
 fn admin_defaults(base: &Path) -> Admin {

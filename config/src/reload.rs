@@ -151,6 +151,7 @@ mod tests {
             check(&old, &new(same, &format!("{key} = {value}")), &[&problem]);
         }
         check(&old, &new("workers = 2\ndrain = \"1s\"\naccess_log = true\nmax_connections = 1", ""), &[]);
+        check(&old, &new("workers = 2\nmax_connections_per_client = 1", ""), &[]);
     }
 
     #[test]

@@ -16,7 +16,6 @@ pub(crate) struct Worker {
     pub(crate) plane: Arc<Plane>,
     /// Everything that must end before the worker may.
     pub(crate) tasks: TaskTracker,
-    pub(crate) access_log: bool,
 }
 
 /// A client's connection, TLS ended.

@@ -39,7 +39,7 @@ pub(crate) struct End {
 pub(crate) enum Why {
     /// Nobody accepts on our sockets any more.
     Stopped,
-    /// Another process accepts on our sockets, but for those of these listeners.
+    /// Another process accepts on our sockets, but for these.
     TakenOver { closing: Vec<usize> },
 }
 
@@ -77,11 +77,11 @@ impl Drain {
 }
 
 impl End {
-    /// Must those be served that wait in a listener's backlog? Nobody else would, and they would be reset.
-    pub(crate) fn takes_backlog(&self, listener: usize) -> bool {
+    /// Must those be served that wait in a socket's backlog? Nobody else would, and they would be reset.
+    pub(crate) fn takes_backlog(&self, socket: usize) -> bool {
         match &self.why {
             Why::Stopped => true,
-            Why::TakenOver { closing } => closing.contains(&listener),
+            Why::TakenOver { closing } => closing.contains(&socket),
         }
     }
 

@@ -51,7 +51,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Arc<Self> {
+    pub(crate) fn new(plane: Arc<Plane>, drain: Drain) -> Arc<Self> {
         let conf = ServerConf {
             threads: 1,
             // Every endpoint of both arms may be tried; the service says when to stop.
@@ -59,8 +59,8 @@ impl Engine {
             upstream_keepalive_pool_size: 1024,
             ..ServerConf::default()
         };
-        let http1 = Http1::new(Arc::clone(&plane), drain.clone(), access_log);
-        let service = Service::new(plane, drain.clone(), access_log);
+        let http1 = Http1::new(Arc::clone(&plane), drain.clone());
+        let service = Service::new(plane, drain.clone());
         let mut proxy = HttpProxy::new(service, Arc::new(conf));
         proxy.handle_init_modules();
         Arc::new(Self { proxy: Arc::new(proxy), http1, drain })

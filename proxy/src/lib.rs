@@ -27,6 +27,7 @@ mod tls;
 mod transport;
 pub mod wire;
 
+mod limits;
 mod live;
 mod plane;
 mod worker;

@@ -1,30 +1,37 @@
-//! Stage 1: accepts connections, ends TLS, and hands each to its protocol. One loop a listener and worker.
+//! Stage 1: accepts connections, ends TLS, and hands each to its protocol. One loop a listening socket, which is one
+//! worker's alone.
+
+mod balance;
+mod sockets;
 
 use std::{
     io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    sync::Arc,
 };
 
 use config::Protocol;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::mpsc::Receiver,
     time::{self, Duration, Instant},
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
+
+pub(crate) use balance::{Connections, Peers, peers};
+pub(crate) use sockets::{bind, for_workers, shares};
 
 use crate::{
     connection::{Accepted, Worker},
     drain::Drain,
     http::Engine,
-    mqtt,
-    plane::Plane,
-    tcp,
+    limits::Admission,
+    live::Live,
+    mqtt, tcp,
     transport::Transport,
 };
-
-/// Connections that the system keeps for us until they are accepted.
-pub(crate) const BACKLOG: i32 = 4096;
+use balance::{OpenConnection, Turnover};
+use sockets::BACKLOG;
 
 /// What one worker accepts with.
 #[derive(Clone)]
@@ -32,13 +39,46 @@ pub(crate) struct Acceptor {
     pub(crate) worker: Worker,
     pub(crate) engine: Arc<Engine>,
     pub(crate) drain: Drain,
-    pub(crate) max_connections: usize,
+}
+
+/// A listening socket of one worker.
+pub(crate) struct Listening {
+    pub(crate) socket: StdListener,
+    /// Among all sockets of the process.
+    pub(crate) number: usize,
+    pub(crate) door: Door,
+}
+
+/// Where a connection came in.
+#[derive(Clone, Copy)]
+pub(crate) struct Door {
+    /// Index into [`Live::listeners`].
+    pub(crate) listener: usize,
+    pub(crate) protocol: Protocol,
+}
+
+/// A connection that has been let in, on its way to the worker that is to serve it.
+pub(crate) struct Newcomer {
+    tcp: StdStream,
+    visitor: Visitor,
+}
+
+struct Visitor {
+    client: SocketAddr,
+    door: Door,
+    admission: Option<Admission>,
 }
 
 /// Accepts until the process drains, then what is already waiting in the backlog, if nobody else will, then no more.
-pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol, acceptor: Acceptor) {
+pub(crate) async fn accept(listening: Listening, acceptor: Acceptor, peers: Peers) {
+    let Listening { socket, number, door } = listening;
+    let socket = match start(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%error, "Cannot watch a listening socket"),
+    };
     let mut trouble = Trouble::default();
     let mut drain = acceptor.drain.clone();
+    let mut gate = Gate { door, acceptor, peers, turnover: Turnover::new(Instant::now()) };
     let end = loop {
         let accepted = tokio::select! {
             biased;
@@ -46,11 +86,11 @@ pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, client)) => spawn(tcp, client, index, protocol, &acceptor),
-            Err(error) => trouble.wait_out(&error, &acceptor.worker).await,
+            Ok((tcp, client)) => gate.take(tcp, client),
+            Err(error) => trouble.wait_out(&error, &gate.acceptor.worker).await,
         }
     };
-    if !end.takes_backlog(index) {
+    if !end.takes_backlog(number) {
         return;
     }
     // Clients in the backlog are connected as far as they know: dropping them would reset them. The system itself is
@@ -61,9 +101,15 @@ pub(crate) async fn accept(socket: TcpListener, index: usize, protocol: Protocol
         if tcp.set_nonblocking(true).is_ok()
             && let Ok(tcp) = TcpStream::from_std(tcp)
         {
-            spawn(tcp, client, index, protocol, &acceptor);
+            gate.take(tcp, client);
         }
     }
+}
+
+/// From here on the socket gets connections, if it did not before.
+fn start(socket: StdListener) -> io::Result<TcpListener> {
+    rustix::net::listen(&socket, BACKLOG)?;
+    TcpListener::from_std(socket)
 }
 
 /// Out of descriptors or memory: nothing can be accepted until something is closed. Waiting a little keeps the worker
@@ -89,44 +135,65 @@ impl Trouble {
     }
 }
 
-fn spawn(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, acceptor: &Acceptor) {
-    let worker = &acceptor.worker;
-    let open = OpenConnection::count(&worker.plane);
-    if worker.plane.connections.load(Ordering::Relaxed) > acceptor.max_connections {
-        worker.plane.rejections.count("max_connections");
-        return;
+/// What one loop lets connections in by.
+struct Gate {
+    door: Door,
+    acceptor: Acceptor,
+    peers: Peers,
+    turnover: Turnover,
+}
+
+impl Gate {
+    /// Lets a connection in where the limits allow it, and has it served here or by a worker that has clearly less to do.
+    fn take(&mut self, tcp: TcpStream, client: SocketAddr) {
+        let plane = &self.acceptor.worker.plane;
+        let live = plane.live();
+        let loads = self.peers.loads(&plane.connections);
+        if loads.total >= live.limits.connections {
+            return plane.rejections.count("max_connections");
+        }
+        let admission = match live.limits.connections_per_client {
+            None => None,
+            Some(most) => match plane.clients.admit(client.ip(), most) {
+                None => return plane.rejections.count("max_connections_per_client"),
+                admission => admission,
+            },
+        };
+        let visitor = Visitor { client, door: self.door, admission };
+        match self.peers.relief(&loads, &mut self.turnover, plane) {
+            None => spawn(tcp, visitor, live, &self.acceptor),
+            Some(way) => match tcp.into_std() {
+                Ok(tcp) => way.send(Newcomer { tcp, visitor }),
+                Err(error) => tracing::debug!(%client, %error, "A connection was lost between two workers"),
+            },
+        }
     }
-    let serving = serve(tcp, client, index, protocol, acceptor.clone());
-    worker.tasks.spawn(async move {
+}
+
+/// Serves what other workers hand over, until none of them accepts any more.
+pub(crate) async fn welcome(mut newcomers: Receiver<Newcomer>, acceptor: Acceptor) {
+    while let Some(Newcomer { tcp, visitor }) = newcomers.recv().await {
+        match TcpStream::from_std(tcp) {
+            Ok(tcp) => spawn(tcp, visitor, acceptor.worker.plane.live(), &acceptor),
+            // The system has no memory left to watch it with.
+            Err(_) => acceptor.worker.plane.rejections.count("accept_failed"),
+        }
+    }
+}
+
+fn spawn(tcp: TcpStream, visitor: Visitor, live: Arc<Live>, acceptor: &Acceptor) {
+    let Visitor { client, door, admission } = visitor;
+    let open = OpenConnection::count(&acceptor.worker.plane);
+    let serving = serve(tcp, client, door, live, acceptor.clone());
+    acceptor.worker.tasks.spawn(async move {
         serving.await;
-        drop(open);
+        drop((open, admission));
     });
 }
 
-/// Counts a connection for as long as it lives.
-struct OpenConnection(Arc<Plane>);
-
-impl OpenConnection {
-    fn count(plane: &Arc<Plane>) -> Self {
-        plane.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(plane))
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Protocol, acceptor: Acceptor) {
+async fn serve(tcp: TcpStream, client: SocketAddr, door: Door, live: Arc<Live>, acceptor: Acceptor) {
     let Acceptor { worker, engine, .. } = acceptor;
-    // Small answers must not wait for the acknowledgement of earlier ones.
-    if tcp.set_nodelay(true).is_err() {
-        return;
-    }
-    let live = worker.plane.live();
-    let listener = &live.listeners[index];
+    let listener = &live.listeners[door.listener];
     let transport = match &listener.tls {
         None => Transport::Plain(tcp),
         Some(config) => {
@@ -141,10 +208,10 @@ async fn serve(tcp: TcpStream, client: SocketAddr, index: usize, protocol: Proto
             }
         }
     };
-    let accepted = Accepted { transport, client, listener: index, live };
-    match protocol {
+    let accepted = Accepted { transport, client, listener: door.listener, live };
+    match door.protocol {
         Protocol::Http => engine.serve(accepted, worker).await,
-        Protocol::Mqtt => mqtt::serve(accepted, &worker).await,
-        Protocol::Tcp => tcp::serve(accepted, &worker).await,
+        Protocol::Mqtt => mqtt::serve(accepted).await,
+        Protocol::Tcp => tcp::serve(accepted).await,
     }
 }

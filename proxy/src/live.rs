@@ -13,6 +13,7 @@ use admin_api::{Access, InstallError, RouteState};
 use config::{Arm, Config, Fault, Faults, Protocol, Split};
 
 use crate::{
+    limits::Limits,
     mirror::{Mirror, MirrorThread},
     split::Salt,
     telemetry::Meter,
@@ -27,6 +28,9 @@ pub(crate) struct Live {
     /// the accepting loops hold indexes into this.
     pub(crate) listeners: Vec<Listener>,
     pub(crate) routes: BTreeMap<String, Arc<Route>>,
+    /// Is there to be a line of log for each request and connection?
+    pub(crate) access_log: bool,
+    pub(crate) limits: Limits,
 }
 
 /// The routes of one socket.
@@ -167,6 +171,8 @@ pub(crate) struct Parts<'a> {
     /// Read certificate files again. Without, `config` must be the one that `previous` was made of.
     pub(crate) reread: bool,
     pub(crate) workers: usize,
+    /// As many as there are descriptors for.
+    pub(crate) max_connections: usize,
     pub(crate) mirror_thread: &'a MirrorThread,
 }
 
@@ -191,7 +197,10 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     for (endpoint, check) in started {
         upstream::watch(&endpoint, check);
     }
-    Ok(Live { listeners, routes })
+    let server = &parts.config.server;
+    let limits =
+        Limits { connections: parts.max_connections, connections_per_client: server.max_connections_per_client };
+    Ok(Live { listeners, routes, access_log: server.access_log, limits })
 }
 
 type Started = Vec<(Arc<Endpoint>, Check)>;
@@ -332,7 +341,7 @@ impl Live {
     /// The same but for one route's state. A route that is not there changes nothing.
     pub(crate) fn with_state(&self, name: &str, state: RouteState) -> Self {
         let Some(old) = self.routes.get(name) else {
-            return Self { listeners: self.listeners.clone(), routes: self.routes.clone() };
+            return Self { listeners: self.listeners.clone(), routes: self.routes.clone(), ..*self };
         };
         let new = Arc::new(Route { state, ..Route::clone(old) });
         let exchange = |route: &mut Arc<Route>| {
@@ -347,7 +356,7 @@ impl Live {
         }
         let mut routes = self.routes.clone();
         routes.insert(name.to_owned(), new);
-        Self { listeners, routes }
+        Self { listeners, routes, ..*self }
     }
 }
 

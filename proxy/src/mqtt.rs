@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Accepted, Worker},
+    connection::Accepted,
     forward::{Ended, Moved, Patience, Seen, relay},
     key,
     live::Route,
@@ -28,8 +28,9 @@ use crate::{
     },
 };
 
-pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
+pub(crate) async fn serve(accepted: Accepted) {
     let route = accepted.listener().first.clone();
+    let access_log = accepted.live.access_log;
     let Accepted { mut transport, client, .. } = accepted;
     let mut first_bytes = BytesMut::new();
     let reading = read_connect(&route, &mut transport, client.ip(), &mut first_bytes);
@@ -55,7 +56,7 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
     let moved = carry(&route, &mut transport, &mut connected.upstream, &mut exchange, greeting.version, started).await;
     let Some(moved) = moved else { return transport.close_with(server_unavailable(greeting.version)).await };
     exchange.add_bytes(sent + moved.up, moved.down);
-    if worker.access_log {
+    if access_log {
         tracing::info!(
             target: "access", route = route.settings.name, %client, arm = %exchange.arm(),
             bytes_in = sent + moved.up, bytes_out = moved.down, ended = moved.ended.as_str(), "mqtt"

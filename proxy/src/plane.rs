@@ -6,19 +6,21 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use admin_api::{DataPlane, InstallError, Observation, ProcessCounter, RouteState};
+use admin_api::{DataPlane, InstallError, MetricKind, Observation, ProcessMetric, RouteState};
 use arc_swap::{ArcSwap, Guard};
 use config::{Arm, Config};
 use parking_lot::Mutex;
 use tokio::time;
 
 use crate::{
-    live::{self, Addresses, Live, Parts},
+    limits::{Clients, within_file_limit},
+    listen::Connections,
+    live::{self, Addresses, Live, Parts, sockets_of},
     mirror::MirrorThread,
     takeover::Predecessor,
     telemetry::Rejections,
@@ -38,7 +40,8 @@ pub(crate) struct Plane {
     /// Turned away before a route was known.
     pub(crate) rejections: Rejections,
     /// Open client connections of all listeners.
-    pub(crate) connections: AtomicUsize,
+    pub(crate) connections: Connections,
+    pub(crate) clients: Arc<Clients>,
     pub(crate) takeovers: Takeovers,
     /// Whom this process took over from.
     predecessor: OnceLock<Predecessor>,
@@ -53,11 +56,13 @@ pub(crate) struct Takeovers {
     pub(crate) failed: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Source {
     config: Option<Arc<Config>>,
     states: BTreeMap<String, RouteState>,
     addresses: Addresses,
+    /// As many as there are descriptors for.
+    max_connections: usize,
 }
 
 impl Plane {
@@ -70,7 +75,8 @@ impl Plane {
             serving: AtomicBool::new(false),
             seconds: AtomicU64::new(0),
             rejections: Rejections::new(workers),
-            connections: AtomicUsize::new(0),
+            connections: Connections::new(workers),
+            clients: Clients::new(),
             takeovers: Takeovers::default(),
             predecessor: OnceLock::new(),
         })
@@ -100,7 +106,7 @@ impl Plane {
     pub(crate) fn reread_files(&self) -> Result<(), InstallError> {
         let source = self.source.lock();
         let Some(config) = source.config.clone() else { return Ok(()) };
-        let live = self.build(&config, &source.states, &source.addresses, true)?;
+        let live = self.build(&config, &source, true)?;
         self.live.store(Arc::new(live));
         Ok(())
     }
@@ -109,16 +115,16 @@ impl Plane {
     /// were looked up. Returns whether anything changed. Errors: nothing changed.
     pub(crate) fn take_addresses(&self, found: Addresses) -> Result<bool, InstallError> {
         let mut source = self.source.lock();
-        let mut addresses = source.addresses.clone();
-        addresses.extend(found);
-        if addresses == source.addresses {
+        let mut new = source.clone();
+        new.addresses.extend(found);
+        if new.addresses == source.addresses {
             return Ok(false);
         }
-        if let Some(config) = source.config.clone() {
-            let live = self.build(&config, &source.states, &addresses, false)?;
+        if let Some(config) = &new.config {
+            let live = self.build(config, &new, false)?;
             self.live.store(Arc::new(live));
         }
-        source.addresses = addresses;
+        *source = new;
         Ok(true)
     }
 
@@ -142,20 +148,15 @@ impl Plane {
         }
     }
 
-    fn build(
-        &self,
-        config: &Config,
-        states: &BTreeMap<String, RouteState>,
-        addresses: &Addresses,
-        reread: bool,
-    ) -> Result<Live, InstallError> {
+    fn build(&self, config: &Config, source: &Source, reread: bool) -> Result<Live, InstallError> {
         live::build(&Parts {
             config,
-            states,
-            addresses,
+            states: &source.states,
+            addresses: &source.addresses,
             previous: &self.live.load(),
             reread,
             workers: self.workers,
+            max_connections: source.max_connections,
             mirror_thread: &self.mirror_thread,
         })
     }
@@ -188,10 +189,15 @@ impl DataPlane for Plane {
 
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         let mut source = self.source.lock();
-        let live = self.build(config, states, &source.addresses, true)?;
-        source.config = Some(Arc::clone(config));
-        source.states = states.clone();
+        let mut new = Source { config: Some(Arc::clone(config)), states: states.clone(), ..source.clone() };
+        let wanted = config.server.max_connections;
+        if source.config.as_ref().is_none_or(|old| old.server.max_connections != wanted) {
+            // Each worker has a handle of its own for each of its sockets.
+            new.max_connections = within_file_limit(wanted, 2 * self.workers * sockets_of(config).len());
+        }
+        let live = self.build(config, &new, true)?;
         self.live.store(Arc::new(live));
+        *source = new;
         Ok(())
     }
 
@@ -209,21 +215,46 @@ impl DataPlane for Plane {
         self.serving.load(Ordering::Relaxed)
     }
 
-    fn process_counters(&self) -> Vec<ProcessCounter> {
-        let rejected = self.rejections.totals().into_iter().map(|(reason, value)| ProcessCounter {
+    fn process_metrics(&self) -> Vec<ProcessMetric> {
+        let rejected = self.rejections.totals().into_iter().map(|(reason, value)| ProcessMetric {
+            kind: MetricKind::Counter,
             name: "crossfade_unrouted_total",
             help: "Connections and requests turned away before their route was known",
             label: Some(("reason", reason.to_owned())),
             value,
         });
         let takeovers = [("done", &self.takeovers.done), ("failed", &self.takeovers.failed)];
-        let takeovers = takeovers.into_iter().map(|(outcome, count)| ProcessCounter {
+        let takeovers = takeovers.into_iter().map(|(outcome, count)| ProcessMetric {
+            kind: MetricKind::Counter,
             name: "crossfade_takeovers_total",
             help: "done: this process took over from another; failed: it was to be taken over and went on",
             label: Some(("outcome", outcome.to_owned())),
             value: count.load(Ordering::Relaxed),
         });
-        rejected.chain(takeovers).collect()
+        let connections = (1..).zip(self.connections.by_worker()).flat_map(|(worker, (open, handed_over))| {
+            let of_worker = |kind, name, help, value| ProcessMetric {
+                kind,
+                name,
+                help,
+                label: Some(("worker", usize::to_string(&worker))),
+                value,
+            };
+            [
+                of_worker(
+                    MetricKind::Gauge,
+                    "crossfade_client_connections",
+                    "Open client connections that a worker serves",
+                    open as u64,
+                ),
+                of_worker(
+                    MetricKind::Counter,
+                    "crossfade_handed_over_total",
+                    "Client connections that a worker accepted and left to one that had clearly fewer",
+                    handed_over,
+                ),
+            ]
+        });
+        rejected.chain(takeovers).chain(connections).collect()
     }
 }
 

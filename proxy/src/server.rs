@@ -13,7 +13,6 @@ use std::{
 use admin_api::{Access, Api, Control, DataPlane, Guardian, Sqlite};
 use anyhow::{Context, Result, anyhow, bail};
 use config::{Config, Faults, Protocol};
-use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
     runtime::{self, Runtime},
@@ -29,7 +28,7 @@ use crate::{
     connection::Worker,
     drain::{Drain, Drainer, End, Why},
     http::Engine,
-    listen::{self, Acceptor, BACKLOG},
+    listen::{self, Acceptor, Door, Listening},
     live::{Addresses, check_files, sockets_of},
     mirror::MirrorThread,
     plane::Plane,
@@ -50,10 +49,18 @@ pub(crate) struct Server {
     file: Option<ConfigFile>,
     config: Arc<Config>,
     workers: usize,
-    listeners: Vec<(StdListener, Protocol)>,
+    /// In the order of the configuration.
+    listeners: Vec<Listener>,
     admin: StdListener,
     /// The process whose sockets these are.
     incumbent: Option<Incumbent>,
+}
+
+/// The sockets of an address that routes listen on.
+struct Listener {
+    /// One for each worker; more, when they were another process's that had more.
+    sockets: Vec<StdListener>,
+    protocol: Protocol,
 }
 
 /// What to do about a process that runs on the same state file.
@@ -99,23 +106,28 @@ impl Server {
     }
 
     fn listen(config: Config, control_runtime: Arc<Runtime>, mut incumbent: Option<Incumbent>) -> Result<Self> {
-        let mut listen = |address| match incumbent.as_mut().and_then(|incumbent| incumbent.take(address)) {
-            Some(socket) => Ok(socket),
-            None => bind(address),
+        let workers =
+            config.server.workers.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+        let mut open = |address| -> Result<Vec<_>> {
+            let taken = incumbent.as_mut().map(|incumbent| incumbent.take(address)).unwrap_or_default();
+            if taken.is_empty() { Ok(vec![listen::bind(address)?]) } else { Ok(taken) }
         };
         let listeners = sockets_of(&config)
             .into_iter()
-            .map(|socket| Ok((listen(socket.address)?, socket.protocol)))
+            .map(|socket| {
+                let sockets = listen::for_workers(open(socket.address)?, workers)
+                    .with_context(|| format!("cannot listen on {}", socket.address))?;
+                Ok(Listener { sockets, protocol: socket.protocol })
+            })
             .collect::<Result<Vec<_>>>()?;
-        let admin = listen(config.admin.listen)?;
-        let workers =
-            config.server.workers.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+        let admin = open(config.admin.listen)?.swap_remove(0);
         Ok(Self { control_runtime, file: None, config: Arc::new(config), workers, listeners, admin, incumbent })
     }
 
     /// Where it listens: the routes' sockets in the order of the configuration, and the admin API's.
     pub(crate) fn addresses(&self) -> io::Result<(Vec<SocketAddr>, SocketAddr)> {
-        let listeners = self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect::<io::Result<_>>()?;
+        let listeners = self.listeners.iter().map(|listener| listener.sockets[0].local_addr());
+        let listeners = listeners.collect::<io::Result<_>>()?;
         Ok((listeners, self.admin.local_addr()?))
     }
 
@@ -161,7 +173,7 @@ impl Server {
         accept.cancel();
         // The workers have handles of their own, and so has the API: a socket closes, and refuses, when the last of them
         // stops accepting and the offer is gone.
-        let sockets = self.listeners.into_iter().map(|(listener, _)| listener).chain([self.admin]).collect();
+        let sockets = self.listeners.into_iter().flat_map(|listener| listener.sockets).chain([self.admin]).collect();
         let offer = self.file.as_ref().and_then(|_| {
             Offer::new(&self.config.admin.state, sockets, Arc::clone(&control), Arc::clone(&plane))
                 .inspect_err(|error| tracing::warn!(%error, "No other instance can take over from this one"))
@@ -272,82 +284,48 @@ where
     }
 }
 
-fn bind(address: SocketAddr) -> Result<StdListener> {
-    let attempt = || -> io::Result<StdListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        // Connections of an earlier process in TIME_WAIT must not keep us out; a live listener still does.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    attempt().with_context(|| format!("cannot listen on {address}; stop what uses it, or choose another address"))
-}
-
 fn listener(listener: StdListener) -> Result<TcpListener> {
     TcpListener::from_std(listener).context("cannot watch a listening socket")
 }
 
-/// Every client connection needs a descriptor, and so does its upstream. Raises the soft limit as far as is allowed and
-/// needed. Where that is not enough, fewer clients are taken in: being out of descriptors must show as a client turned
-/// away, not as an endpoint that cannot be reached. Returns how many clients there may be.
-fn within_file_limit(max_connections: usize) -> usize {
-    let needed = 2 * max_connections as u64 + OWN_DESCRIPTORS;
-    let limit = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
-    if limit >= needed {
-        return max_connections;
-    }
-    let room = limit.saturating_sub(OWN_DESCRIPTORS).max(limit / 4) / 2;
-    tracing::warn!(
-        limit,
-        needed,
-        max_connections = room,
-        "The limit of open files is below what max_connections needs, so fewer are taken; raise it (ulimit -n, LimitNOFILE)"
-    );
-    usize::try_from(room).unwrap_or(max_connections).max(1)
-}
-
-/// Descriptors for the admin API, checks, copies and idle upstream connections.
-const OWN_DESCRIPTORS: u64 = 512;
-
-/// One thread a worker, each with a runtime of its own that accepts on every listener. `accept`: when to begin.
+/// One thread a worker, each with a runtime of its own that accepts on sockets of its own. `accept`: when to begin.
 fn start_workers(
     server: &Server,
     plane: &Arc<Plane>,
     drain: &Drain,
     accept: &CancellationToken,
 ) -> Result<Vec<thread::JoinHandle<()>>> {
-    let settings = &server.config.server;
-    let max_connections = within_file_limit(settings.max_connections);
-    (1..=server.workers)
-        .map(|id| {
-            let listeners = server
-                .listeners
-                .iter()
-                .map(|(listener, protocol)| Ok((listener.try_clone()?, *protocol)))
-                .collect::<io::Result<Vec<_>>>()
-                .context("cannot share a listening socket")?;
-            let (plane, mut drain, accept) = (Arc::clone(plane), drain.clone(), accept.clone());
-            let access_log = settings.access_log;
+    let (peers, newcomers) = listen::peers(server.workers);
+    let mut listening = (0..server.workers).map(|_| Vec::new()).collect::<Vec<_>>();
+    let mut number = 0;
+    for (listener, Listener { sockets, protocol }) in server.listeners.iter().enumerate() {
+        let door = Door { listener, protocol: *protocol };
+        for (worker, nth) in listen::shares(sockets.len(), server.workers) {
+            let socket = sockets[nth].try_clone().context("cannot share a listening socket")?;
+            listening[worker].push(Listening { socket, number: number + nth, door });
+        }
+        number += sockets.len();
+    }
+    (1..)
+        .zip(listening.into_iter().zip(newcomers))
+        .map(|(id, (listening, newcomers))| {
+            let (plane, peers, mut drain, accept) = (Arc::clone(plane), peers.clone(), drain.clone(), accept.clone());
             let runtime =
                 runtime::Builder::new_current_thread().enable_all().build().context("cannot start a worker")?;
             let work = async move {
                 let tasks = TaskTracker::new();
-                let engine = Engine::new(Arc::clone(&plane), drain.clone(), access_log);
-                let worker = Worker { plane, tasks: tasks.clone(), access_log };
-                let acceptor = Acceptor { worker, engine, drain: drain.clone(), max_connections };
+                let engine = Engine::new(Arc::clone(&plane), drain.clone());
+                let worker = Worker { plane, tasks: tasks.clone() };
+                let acceptor = Acceptor { worker, engine, drain: drain.clone() };
                 tokio::spawn(alarm::tick());
                 let mut accepting = JoinSet::new();
                 accept.cancelled().await;
-                for (index, (socket, protocol)) in listeners.into_iter().enumerate() {
-                    match TcpListener::from_std(socket) {
-                        Ok(socket) => {
-                            accepting.spawn(listen::accept(socket, index, protocol, acceptor.clone()));
-                        }
-                        Err(error) => tracing::error!(%error, "Cannot watch a listening socket"),
-                    }
+                for socket in listening {
+                    accepting.spawn(listen::accept(socket, acceptor.clone(), peers.clone()));
                 }
+                // The ways to the workers end with the last of these loops.
+                drop(peers);
+                accepting.spawn(listen::welcome(newcomers, acceptor));
                 let end = drain.begins().await;
                 alarm::wake_all();
                 let finish = async {

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Accepted, Worker},
+    connection::Accepted,
     forward::{Patience, Seen, relay},
     key,
     live::Route,
@@ -18,8 +18,9 @@ use crate::{
     wire::client_hello::{Hello, MAX_HELLO, parse_client_hello},
 };
 
-pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
+pub(crate) async fn serve(accepted: Accepted) {
     let route = accepted.listener().first.clone();
+    let access_log = accepted.live.access_log;
     let Accepted { mut transport, client, .. } = accepted;
     let mut first_bytes = BytesMut::new();
     let key = match extract(&route, &mut transport, client.ip(), &mut first_bytes).await {
@@ -38,7 +39,7 @@ pub(crate) async fn serve(accepted: Accepted, worker: &Worker) {
     }
     let moved = relay(&mut transport, &mut connected.upstream, patience, |_| Seen::Enough).await;
     exchange.add_bytes(peeked + moved.up, moved.down);
-    if worker.access_log {
+    if access_log {
         tracing::info!(
             target: "access", route = route.settings.name, %client, arm = %exchange.arm(),
             bytes_in = peeked + moved.up, bytes_out = moved.down, ended = moved.ended.as_str(), "tcp"

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use http::{Uri, header};
 
 use super::{Problem, State, body::Fields, status::VERSION};
-use crate::{Control, MirrorObservation, Observation, Outcome, RouteView, Verdict};
+use crate::{Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, Verdict};
 
 /// Prometheus text
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Exposition format 0.0.4", body = String, content_type = "text/plain")))]
@@ -64,10 +64,14 @@ fn write_process(out: &mut Exposition, control: &Control, refused: &BTreeMap<&'s
         out.sample("crossfade_admin_refused_total", &[("reason", reason)], count);
     }
 
-    for counter in &control.plane().process_counters() {
-        out.family(counter.name, COUNTER, counter.help);
-        let labels: Vec<(&str, &str)> = counter.label.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        out.sample(counter.name, &labels, counter.value);
+    for metric in &control.plane().process_metrics() {
+        let kind = match metric.kind {
+            MetricKind::Counter => COUNTER,
+            MetricKind::Gauge => GAUGE,
+        };
+        out.family(metric.name, kind, metric.help);
+        let labels: Vec<(&str, &str)> = metric.label.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        out.sample(metric.name, &labels, metric.value);
     }
 }
 

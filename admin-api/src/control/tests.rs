@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{Observation, ProcessCounter};
+use crate::{Observation, ProcessMetric};
 
 #[derive(Default)]
 struct Plane(Mutex<Vec<RouteState>>);
@@ -25,7 +25,7 @@ impl DataPlane for Plane {
         true
     }
 
-    fn process_counters(&self) -> Vec<ProcessCounter> {
+    fn process_metrics(&self) -> Vec<ProcessMetric> {
         Vec::new()
     }
 }

@@ -13,8 +13,8 @@ use std::{
 };
 
 use admin_api::{
-    AuditRow, Batch, DataPlane, EndpointObservation, InstallError, MirrorObservation, Observation, Outcome,
-    ProcessCounter, Recorded, RouteState, Second, StateStore, StoreError, Tally,
+    AuditRow, Batch, DataPlane, EndpointObservation, InstallError, MetricKind, MirrorObservation, Observation, Outcome,
+    ProcessMetric, Recorded, RouteState, Second, StateStore, StoreError, Tally,
 };
 use config::{
     Admin, ArmSettings, Config, Endpoint, Fallback, Guard, HttpVersion, KeySource, Keyless, Match, Protocol, Route,
@@ -86,7 +86,13 @@ pub(crate) fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route 
 
 pub(crate) fn config(routes: Vec<Route>) -> Arc<Config> {
     Arc::new(Config {
-        server: Server { workers: None, drain: Duration::from_secs(25), access_log: false, max_connections: 1_000 },
+        server: Server {
+            workers: None,
+            drain: Duration::from_secs(25),
+            access_log: false,
+            max_connections: 1_000,
+            max_connections_per_client: None,
+        },
         admin: Admin {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             state: "unused".into(),
@@ -179,8 +185,9 @@ impl DataPlane for FakePlane {
         !self.draining.load(Ordering::Relaxed)
     }
 
-    fn process_counters(&self) -> Vec<ProcessCounter> {
-        let counter = |name, reason: &str, value| ProcessCounter {
+    fn process_metrics(&self) -> Vec<ProcessMetric> {
+        let counter = |name, reason: &str, value| ProcessMetric {
+            kind: MetricKind::Counter,
             name,
             help: "Connections above the limit",
             label: Some(("reason", reason.to_owned())),
@@ -188,6 +195,13 @@ impl DataPlane for FakePlane {
         };
         // Out of order, and one of a name that routes have, too.
         vec![
+            ProcessMetric {
+                kind: MetricKind::Gauge,
+                name: "crossfade_client_connections",
+                help: "Open ones",
+                label: Some(("worker", "1".to_owned())),
+                value: 3,
+            },
             counter("crossfade_refused_connections_total", "limit", 4),
             counter("crossfade_rejected_total", "bare_lf", 7),
             counter("crossfade_refused_connections_total", "drain", 1),

@@ -80,7 +80,8 @@ fn unknown_keys() {
     check_top("[server]\nwrokers = 1", "server.wrokers (line 2): unknown key; did you mean \"workers\"");
     check_top(
         "[server]\nthreads = 1",
-        "server.threads (line 2): unknown key; remove it; known here are workers, drain, access_log, max_connections",
+        "server.threads (line 2): unknown key; remove it; known here are workers, drain, access_log, max_connections, \
+         max_connections_per_client",
     );
     check_green(
         "endpoints = [\"127.0.0.1:9002\"]\nkeyless = \"random\"",
@@ -158,6 +159,10 @@ fn numbers() {
     check_top(
         "[server]\nmax_connections = 0",
         "server.max_connections (line 2): 0 is out of range; write a whole number from 1 to 10000000",
+    );
+    check_top(
+        "[server]\nmax_connections_per_client = 0",
+        "server.max_connections_per_client (line 2): 0 is out of range; write a whole number from 1 to 10000000",
     );
     let percent = |number: &str, problem: &str, cure: &str| {
         check_http(
@@ -850,6 +855,7 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                 drain: Duration::from_secs(25),
                 access_log: false,
                 max_connections: 50_000,
+                max_connections_per_client: None,
             },
             admin: Admin {
                 listen: "127.0.0.1:9900".parse().unwrap(),

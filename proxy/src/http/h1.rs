@@ -219,7 +219,6 @@ impl Client {
 pub(super) struct Http1 {
     plane: Arc<Plane>,
     drain: Drain,
-    access_log: bool,
 }
 
 /// How serving a connection ended.
@@ -236,8 +235,8 @@ pub(super) enum Served {
 }
 
 impl Http1 {
-    pub(super) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Self {
-        Self { plane, drain, access_log }
+    pub(super) fn new(plane: Arc<Plane>, drain: Drain) -> Self {
+        Self { plane, drain }
     }
 
     /// Serves a connection until it ends or must be served otherwise. `first`: whether it may turn out to be HTTP/2
@@ -313,7 +312,7 @@ impl Http1 {
         let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
         let exchange = route.meter.dispatch(arm);
         request.write(out, client.address.ip(), client.tls);
-        let line = self
+        let line = live
             .access_log
             .then(|| Box::new((String::from_utf8_lossy(request.method).into_owned(), request.path.to_owned())));
         let carried = Carried {

@@ -47,12 +47,11 @@ const MAX_UPSTREAM_STREAMS: usize = 100;
 pub(super) struct Service {
     plane: Arc<Plane>,
     drain: Drain,
-    access_log: bool,
 }
 
 impl Service {
-    pub(super) fn new(plane: Arc<Plane>, drain: Drain, access_log: bool) -> Self {
-        Self { plane, drain, access_log }
+    pub(super) fn new(plane: Arc<Plane>, drain: Drain) -> Self {
+        Self { plane, drain }
     }
 }
 
@@ -78,6 +77,7 @@ pub(super) struct Ctx {
     status: Option<StatusCode>,
     latency_us: Option<u64>,
     grpc_status: Option<u16>,
+    access_log: bool,
 }
 
 impl Ctx {
@@ -119,6 +119,7 @@ impl ProxyHttp for Service {
             return Err(Error::explain(ErrorType::InternalError, "a session without its connection"));
         };
         let live = self.plane.live();
+        ctx.access_log = live.access_log;
         let request = session.req_header();
         let route = live.listeners[connection.listener].find(&host(request), request.uri.path());
         let Some(route) = route.cloned() else {
@@ -368,7 +369,7 @@ impl ProxyHttp for Service {
         if let Some(tap) = ctx.tap.take() {
             tap.finish(error.is_none());
         }
-        if self.access_log {
+        if ctx.access_log {
             let request = session.req_header();
             tracing::info!(
                 target: "access",

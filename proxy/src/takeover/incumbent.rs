@@ -71,11 +71,12 @@ impl Incumbent {
         Ok(Some(incumbent))
     }
 
-    /// The socket that listens on an address, once, ready for a runtime.
-    pub(crate) fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let here = |socket: &TcpListener| socket.local_addr().is_ok_and(|bound| bound == address);
-        let socket = self.sockets.iter_mut().find(|socket| socket.as_ref().is_some_and(here))?.take()?;
-        socket.set_nonblocking(true).is_ok().then_some(socket)
+    /// The sockets that listen on an address, once, ready for a runtime. All of them, however many workers there are to be:
+    /// each may have clients in its backlog, and gets its share of those that come.
+    pub(crate) fn take(&mut self, address: SocketAddr) -> Vec<TcpListener> {
+        let here = |socket: &mut TcpListener| socket.local_addr().is_ok_and(|bound| bound == address);
+        let taken = self.sockets.iter_mut().filter_map(|socket| socket.take_if(here));
+        taken.filter(|socket| socket.set_nonblocking(true).is_ok()).collect()
     }
 
     /// Has the state file released. From here on nothing can be changed until `go`.

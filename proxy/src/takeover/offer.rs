@@ -56,8 +56,8 @@ pub(crate) struct Taken {
 }
 
 impl Offer {
-    /// From here on a successor of this process, which holds the state file, is heard. `sockets`: those of the routes, in
-    /// the order of `Live::listeners`, and then any others. Errors: nobody can take over.
+    /// From here on a successor of this process, which holds the state file, is heard. `sockets`: by their numbers in
+    /// [`Listening`](crate::listen::Listening), and then any others. Errors: nobody can take over.
     pub(crate) fn new(
         state: &Path,
         sockets: Vec<TcpListener>,

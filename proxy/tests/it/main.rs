@@ -7,6 +7,7 @@ mod bad_input;
 mod changes;
 mod cli;
 mod clients;
+mod connections;
 mod differential;
 mod guard;
 mod harness;

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, net::TcpStream, time};
 
 use crate::{
-    clients::Client,
+    clients::{Client, H2Client},
     harness::{Crossfade, configuration, eventually, free_address, seeded},
     mosquitto::Mosquitto,
     mqtt::greet,
-    packets::{Connect, packet, read_packet, string, subscribe},
+    packets::{Connect, DISCONNECT, connect, packet, read_packet, string, subscribe},
     routes::Route,
     site::{Site, any_port, soon},
     tcp::{address_is_green, from_address, label},
@@ -218,6 +218,41 @@ async fn the_recorded_split_wins_over_green_percentage() {
     crossfade.admin.split("bus", 0.0).await;
     crossfade.kill_and_restart().await;
     assert_eq!(crossfade.admin.green("bus").await, 0.0);
+}
+
+#[tokio::test]
+async fn the_access_log_begins_and_ends_while_connections_are_open() {
+    let site = Site::start().await;
+    let python = TcpOrigin::start("python", any_port()).await.unwrap();
+    let erlang = Mosquitto::start().await;
+    let shop = site.route();
+    let bus = Route::tcp(python.address(), free_address()).unchecked();
+    let broker = Route::mqtt(erlang.address, free_address()).unchecked();
+    let routes = format!("{shop}{bus}{broker}");
+    let mut crossfade = Crossfade::start(&routes).await;
+    let (mut kept, h2) = (Client::connect(shop.listen).await, H2Client::connect(shop.listen).await);
+    for (phase, on) in [false, true, false].into_iter().enumerate() {
+        if phase > 0 {
+            crossfade.rewrite(&format!("[server]\naccess_log = {on}"), &routes);
+            logged(&crossfade, DONE, phase).await;
+        }
+        kept.get(&format!("/kept/{phase}"), &[]).await;
+        h2.get(&format!("/h2/{phase}"), &[]).await;
+        let mut line = from_address(0, bus.listen).await;
+        label(&mut line).await;
+        let (mut device, _) = greet(broker.listen, &connect("device")).await;
+        tokio::io::AsyncWriteExt::write_all(&mut device, DISCONNECT).await.unwrap();
+        soon(device.read_to_end(&mut Vec::new())).await.unwrap();
+    }
+    crossfade.signal("TERM");
+    crossfade.logged("Stopped").await;
+    assert_eq!(crossfade.ended().await, Some(0));
+    let lines = crossfade.log().into_iter().filter(|line| line.contains(" client=")).collect::<Vec<_>>();
+    let expected = ["path=\"/kept/1\"", "path=\"/h2/1\"", "route=\"broker\"", "route=\"bus\""];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for expected in expected {
+        assert!(lines.iter().any(|line| line.contains(expected)), "{expected}: {lines:#?}");
+    }
 }
 
 async fn asked(address: SocketAddr, path: &str) -> (StatusCode, Option<String>) {

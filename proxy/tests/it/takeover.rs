@@ -104,6 +104,15 @@ async fn ask(listen: SocketAddr, key: &str) -> String {
     Client::connect(listen).await.get("/", &[("x-session-id", key)]).await.origin().to_owned()
 }
 
+/// How many sockets listen on an address, in whichever process.
+fn listening(address: SocketAddr) -> usize {
+    let local = format!("0100007F:{:04X}", address.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let listens = "0A";
+    rows.filter(|row| row[1] == local && row[3] == listens).count()
+}
+
 // What is carried over
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,9 +134,14 @@ async fn three_takeovers_in_a_row_under_load_lose_nothing() {
     load.flows(100).await;
 
     let mut before = Vec::new();
-    for _ in 0..3 {
+    // As many workers as before; more, for which sockets are added; fewer, which have several each.
+    for (workers, sockets) in [(2, 2), (3, 3), (1, 3)] {
+        crossfade.rewrite(&DRAIN.replace("workers = 2", &format!("workers = {workers}")), &routes);
         before.push(crossfade.take_over().await);
         load.flows(100).await;
+        for route in [&shop, &secure, &bus, &broker] {
+            eventually("as many sockets listen", async || (listening(route.listen) == sockets).then_some(())).await;
+        }
     }
     for (nth, process) in before.iter_mut().enumerate() {
         assert_eq!(process.ended().await, Some(0), "{nth}");
