@@ -51,7 +51,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(plane: Arc<Plane>, drain: Drain) -> Arc<Self> {
+    pub(crate) fn new(plane: Arc<Plane>, drain: Drain) -> Self {
         let conf = ServerConf {
             threads: 1,
             // Every endpoint of both arms may be tried; the service says when to stop.
@@ -63,53 +63,51 @@ impl Engine {
         let service = Service::new(plane, drain.clone());
         let mut proxy = HttpProxy::new(service, Arc::new(conf));
         proxy.handle_init_modules();
-        Arc::new(Self { proxy: Arc::new(proxy), http1, drain })
+        Self { proxy: Arc::new(proxy), http1, drain }
     }
 
     /// Serves a connection to its end, in whichever HTTP the client speaks.
-    pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted, worker: Worker) {
+    pub(crate) fn serve<'a>(&'a self, accepted: Accepted, worker: &'a Worker) -> impl Future<Output = ()> + 'a {
+        // Not an `async fn`, which would keep room for what it was called with besides what it makes of it.
+        let Accepted { transport, client: address, listener, live } = accepted;
         // Each request takes a `Live` of its own; the connection must not keep the one it was accepted with.
-        let timeouts = accepted.listener().first.settings.timeouts;
-        let Accepted { transport, client, listener, .. } = accepted;
-        let connection = Arc::new(Connection {
-            client,
-            tls: transport.is_tls(),
-            listener,
-            answered: AtomicBool::new(false),
-            tunnel: AtomicBool::new(false),
-            overdue: AtomicBool::new(false),
-        });
-        if transport.alpn() == Some(b"h2") {
-            let stream = RequestStream::new(transport, Arc::clone(&connection));
-            return Box::pin(self.serve_h2(stream, &connection, &worker, timeouts.keepalive)).await;
-        }
-        let mut client = Client::new(transport, client);
-        let mut first = true;
-        // The other engine's are boxed, since they are rare and take much room.
-        loop {
-            match self.http1.serve(&mut client, listener, first, timeouts).await {
-                Served::Done => return,
-                Served::Close => return client.into_parts().0.close_with(&[]).await,
-                Served::Http2 => {
-                    let (transport, read) = client.into_parts();
-                    let stream = RequestStream::resume(transport, read, None, Arc::clone(&connection));
-                    return Box::pin(self.serve_h2(stream, &connection, &worker, timeouts.keepalive)).await;
-                }
-                Served::Foreign(head) => {
-                    let (transport, read) = client.into_parts();
-                    let stream = RequestStream::resume(transport, read, Some(&head), Arc::clone(&connection));
-                    let served = self.serve_request(stream, &head, &connection, timeouts.response_header);
-                    match Box::pin(served).await {
-                        // Also while draining: a client that was not told so in its answer may have sent the next one.
-                        Some(again) if head.keep_alive => {
-                            let (transport, read) = again.into_parts();
-                            client = Client::resume(transport, &read, connection.client);
+        let timeouts = live.listeners[listener].first.settings.timeouts;
+        let mut client = Client::new(transport, address);
+        let connection = move |tls| Connection::new(address, tls, listener);
+        async move {
+            if client.speaks_h2() {
+                let connection = connection(true);
+                let stream = RequestStream::new(client.into_parts().0, Arc::clone(&connection));
+                return Box::pin(self.serve_h2(stream, connection, worker, timeouts.keepalive)).await;
+            }
+            let mut first = true;
+            loop {
+                match self.http1.serve(&mut client, listener, first, &timeouts).await {
+                    Served::Done => return,
+                    Served::Close => return client.into_parts().0.close_with(&[]).await,
+                    Served::Http2 => {
+                        let (transport, read) = client.into_parts();
+                        let connection = connection(false);
+                        let stream = RequestStream::resume(transport, read, None, Arc::clone(&connection));
+                        return Box::pin(self.serve_h2(stream, connection, worker, timeouts.keepalive)).await;
+                    }
+                    Served::Foreign(head) => {
+                        let (transport, read) = client.into_parts();
+                        let connection = connection(transport.is_tls());
+                        let stream = RequestStream::resume(transport, read, Some(&head), Arc::clone(&connection));
+                        match Box::pin(self.serve_request(stream, head, connection, timeouts.response_header)).await {
+                            // Also while draining: a client that was not told so in its answer may have sent the next
+                            // one.
+                            Some(again) if head.keep_alive => {
+                                let (transport, read) = again.into_parts();
+                                client = Client::resume(transport, &read, address);
+                            }
+                            _ => return,
                         }
-                        _ => return,
                     }
                 }
+                first = false;
             }
-            first = false;
         }
     }
 
@@ -117,8 +115,8 @@ impl Engine {
     async fn serve_request(
         &self,
         stream: Box<RequestStream>,
-        head: &Head,
-        connection: &Connection,
+        head: Head,
+        connection: Arc<Connection>,
         response_header: Duration,
     ) -> Option<Box<RequestStream>> {
         let mut session = ServerSession::new_http1(stream);
@@ -126,7 +124,6 @@ impl Engine {
         session.set_keepalive(Some(60));
         // A client that has said all it wants to say still gets its answer (RFC 9112 section 9.6).
         session.set_abort_on_close(false);
-        connection.answered.store(false, Ordering::Relaxed);
         let exchange = self.proxy.process_new_http(session, self.drain.as_engine_takes_it());
         let reusable = if head.body == BodyLength::Upgrade {
             pin!(exchange);
@@ -152,7 +149,7 @@ impl Engine {
     async fn serve_h2(
         &self,
         mut stream: Box<RequestStream>,
-        connection: &Arc<Connection>,
+        connection: Arc<Connection>,
         worker: &Worker,
         keepalive: Duration,
     ) {
@@ -256,6 +253,11 @@ struct Connection {
 }
 
 impl Connection {
+    fn new(client: SocketAddr, tls: bool, listener: usize) -> Arc<Self> {
+        let no = || AtomicBool::new(false);
+        Arc::new(Self { client, tls, listener, answered: no(), tunnel: no(), overdue: no() })
+    }
+
     fn digest(self: &Arc<Self>) -> Arc<ProxyDigest> {
         let no_response = ResponseHeader::build(StatusCode::OK, Some(0)).expect("a bare status is valid");
         Arc::new(ProxyDigest::new(Box::new(no_response), Some(Box::new(Arc::clone(self)))))

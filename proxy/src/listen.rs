@@ -26,7 +26,7 @@ use crate::{
     drain::Drain,
     http::Engine,
     limits::Admission,
-    live::Live,
+    live::{Listener, Live},
     mqtt, tcp,
     transport::Transport,
 };
@@ -34,10 +34,9 @@ use balance::{OpenConnection, Turnover};
 use sockets::BACKLOG;
 
 /// What one worker accepts with.
-#[derive(Clone)]
 pub(crate) struct Acceptor {
     pub(crate) worker: Worker,
-    pub(crate) engine: Arc<Engine>,
+    pub(crate) engine: Engine,
     pub(crate) drain: Drain,
 }
 
@@ -70,7 +69,7 @@ struct Visitor {
 }
 
 /// Accepts until the process drains, then what is already waiting in the backlog, if nobody else will, then no more.
-pub(crate) async fn accept(listening: Listening, acceptor: Acceptor, peers: Peers) {
+pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers: Peers) {
     let Listening { socket, number, door } = listening;
     let socket = match start(socket) {
         Ok(socket) => socket,
@@ -138,7 +137,7 @@ impl Trouble {
 /// What one loop lets connections in by.
 struct Gate {
     door: Door,
-    acceptor: Acceptor,
+    acceptor: Arc<Acceptor>,
     peers: Peers,
     turnover: Turnover,
 }
@@ -171,7 +170,7 @@ impl Gate {
 }
 
 /// Serves what other workers hand over, until none of them accepts any more.
-pub(crate) async fn welcome(mut newcomers: Receiver<Newcomer>, acceptor: Acceptor) {
+pub(crate) async fn welcome(mut newcomers: Receiver<Newcomer>, acceptor: Arc<Acceptor>) {
     while let Some(Newcomer { tcp, visitor }) = newcomers.recv().await {
         match TcpStream::from_std(tcp) {
             Ok(tcp) => spawn(tcp, visitor, acceptor.worker.plane.live(), &acceptor),
@@ -181,37 +180,50 @@ pub(crate) async fn welcome(mut newcomers: Receiver<Newcomer>, acceptor: Accepto
     }
 }
 
-fn spawn(tcp: TcpStream, visitor: Visitor, live: Arc<Live>, acceptor: &Acceptor) {
-    let Visitor { client, door, admission } = visitor;
+fn spawn(tcp: TcpStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Acceptor>) {
     let open = OpenConnection::count(&acceptor.worker.plane);
-    let serving = serve(tcp, client, door, live, acceptor.clone());
-    acceptor.worker.tasks.spawn(async move {
-        serving.await;
-        drop((open, admission));
-    });
+    acceptor.worker.tasks.spawn(serve(tcp, visitor, live, Arc::clone(acceptor), open));
 }
 
-async fn serve(tcp: TcpStream, client: SocketAddr, door: Door, live: Arc<Live>, acceptor: Acceptor) {
-    let Acceptor { worker, engine, .. } = acceptor;
-    let listener = &live.listeners[door.listener];
-    let transport = match &listener.tls {
-        None => Transport::Plain(tcp),
-        Some(config) => {
-            let handshake = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
-            match time::timeout(listener.first.settings.timeouts.request_header, handshake).await {
-                Ok(Ok(stream)) => Transport::Tls(Box::new(TlsStream::Server(stream))),
-                Ok(Err(error)) => {
-                    tracing::debug!(%client, %error, "TLS handshake failed");
-                    return worker.plane.rejections.count("tls_handshake");
-                }
-                Err(_) => return worker.plane.rejections.count("tls_handshake_timeout"),
+/// A connection's task, which is as large as the largest of what it may do: so what is big and rare is boxed, here and
+/// further on. And no `async fn`, which would keep room for what it was called with besides what it makes of it.
+fn serve(
+    tcp: TcpStream,
+    visitor: Visitor,
+    live: Arc<Live>,
+    acceptor: Arc<Acceptor>,
+    open: OpenConnection,
+) -> impl Future<Output = ()> {
+    let Visitor { client, door: Door { listener, protocol }, admission } = visitor;
+    async move {
+        let _counted = (open, admission);
+        let transport = if live.listeners[listener].tls.is_none() {
+            Transport::Plain(tcp)
+        } else {
+            match Box::pin(end_tls(tcp, client, &live.listeners[listener])).await {
+                Ok(transport) => transport,
+                Err(reason) => return acceptor.worker.plane.rejections.count(reason),
             }
+        };
+        let accepted = Accepted { transport, client, listener, live };
+        match protocol {
+            Protocol::Http => acceptor.engine.serve(accepted, &acceptor.worker).await,
+            Protocol::Mqtt => mqtt::serve(accepted).await,
+            Protocol::Tcp => tcp::serve(accepted).await,
         }
-    };
-    let accepted = Accepted { transport, client, listener: door.listener, live };
-    match door.protocol {
-        Protocol::Http => engine.serve(accepted, worker).await,
-        Protocol::Mqtt => mqtt::serve(accepted).await,
-        Protocol::Tcp => tcp::serve(accepted).await,
+    }
+}
+
+/// Errors: why it is refused.
+async fn end_tls(tcp: TcpStream, client: SocketAddr, listener: &Listener) -> Result<Transport, &'static str> {
+    let Some(config) = &listener.tls else { return Ok(Transport::Plain(tcp)) };
+    let handshake = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
+    match time::timeout(listener.first.settings.timeouts.request_header, handshake).await {
+        Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(TlsStream::Server(stream)))),
+        Ok(Err(error)) => {
+            tracing::debug!(%client, %error, "TLS handshake failed");
+            Err("tls_handshake")
+        }
+        Err(_) => Err("tls_handshake_timeout"),
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn serve(accepted: Accepted) {
     };
     let mut exchange = route.meter.dispatch(route.arm_of(greeting.key.as_deref()));
     let started = Instant::now();
-    let Ok(mut connected) = upstream::connect(&route, &mut exchange).await else {
+    let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else {
         return transport.close_with(server_unavailable(greeting.version)).await;
     };
     let sent = first_bytes.len() as u64;
@@ -53,6 +53,8 @@ pub(crate) async fn serve(accepted: Accepted) {
         exchange.judge(Outcome::Broken, None);
         return transport.close_with(server_unavailable(greeting.version)).await;
     }
+    // It may live for months: nothing of its beginning is kept.
+    drop((first_bytes, greeting.key));
     let moved = carry(&route, &mut transport, &mut connected.upstream, &mut exchange, greeting.version, started).await;
     let Some(moved) = moved else { return transport.close_with(server_unavailable(greeting.version)).await };
     exchange.add_bytes(sent + moved.up, moved.down);

@@ -316,12 +316,12 @@ fn start_workers(
                 let tasks = TaskTracker::new();
                 let engine = Engine::new(Arc::clone(&plane), drain.clone());
                 let worker = Worker { plane, tasks: tasks.clone() };
-                let acceptor = Acceptor { worker, engine, drain: drain.clone() };
+                let acceptor = Arc::new(Acceptor { worker, engine, drain: drain.clone() });
                 tokio::spawn(alarm::tick());
                 let mut accepting = JoinSet::new();
                 accept.cancelled().await;
                 for socket in listening {
-                    accepting.spawn(listen::accept(socket, acceptor.clone(), peers.clone()));
+                    accepting.spawn(listen::accept(socket, Arc::clone(&acceptor), peers.clone()));
                 }
                 // The ways to the workers end with the last of these loops.
                 drop(peers);

@@ -28,7 +28,7 @@ pub(crate) async fn serve(accepted: Accepted) {
         Err(reason) => return route.meter.reject(reason),
     };
     let mut exchange = route.meter.dispatch(route.arm_of(key.as_deref()));
-    let Ok(mut connected) = upstream::connect(&route, &mut exchange).await else { return };
+    let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else { return };
     exchange.judge(Outcome::Ok, Some(connected.latency_us));
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
@@ -37,6 +37,8 @@ pub(crate) async fn serve(accepted: Accepted) {
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => return,
     }
+    // It may live for months: nothing of its beginning is kept.
+    drop((first_bytes, key));
     let moved = relay(&mut transport, &mut connected.upstream, patience, |_| Seen::Enough).await;
     exchange.add_bytes(peeked + moved.up, moved.down);
     if access_log {

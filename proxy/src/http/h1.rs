@@ -81,7 +81,7 @@ enum Next {
 enum After {
     Again,
     Close,
-    /// At once: what was sent is not whole, or the connection carries something else now.
+    /// At once: what was sent is not whole, the connection carries something else now, or the client expects no more.
     Abort,
     /// An arm of the request's route is spoken to in HTTP/2, which the other engine does. The request is still unread.
     Foreign,
@@ -157,6 +157,11 @@ impl Client {
         let mut client = Self::new(transport, address);
         client.input.put(read);
         client
+    }
+
+    /// Whether ALPN settled on HTTP/2.
+    pub(super) fn speaks_h2(&self) -> bool {
+        self.transport.alpn() == Some(b"h2")
     }
 
     /// With what has been read of it and not been used.
@@ -241,7 +246,7 @@ impl Http1 {
 
     /// Serves a connection until it ends or must be served otherwise. `first`: whether it may turn out to be HTTP/2
     /// (RFC 9113, section 3.3: the preface is the first thing a client says, and over TLS ALPN has decided already).
-    pub(super) async fn serve(&self, client: &mut Client, listener: usize, first: bool, patience: Timeouts) -> Served {
+    pub(super) async fn serve(&self, client: &mut Client, listener: usize, first: bool, patience: &Timeouts) -> Served {
         let (mut first, mut idle) = (first, if first { patience.request_header } else { patience.keepalive });
         loop {
             let (reason, answer) = match client.next_head(idle, patience.request_header, &self.drain).await {
@@ -407,7 +412,14 @@ impl Http1 {
                     if let Some(tap) = tap {
                         tap.finish(true);
                     }
-                    return if keep { After::Again } else { After::Close };
+                    // A client that asked for the end and has said all needs no ceremony.
+                    let over =
+                        !head.keep_alive && !client.tls && client.input.is_empty() && client.transport.is_quiet();
+                    return match keep {
+                        true => After::Again,
+                        false if upload_done && over => After::Abort,
+                        false => After::Close,
+                    };
                 }
                 Ok(Moved::Switched) => {
                     let _lease = lease;

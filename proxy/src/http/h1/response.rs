@@ -1,6 +1,6 @@
 //! A response's head: checked, and written anew for the client.
 
-use std::{io::Write, mem::MaybeUninit};
+use std::mem::MaybeUninit;
 
 use http::StatusCode;
 
@@ -100,7 +100,8 @@ impl Response {
         let bodiless = status.is_informational() || status == StatusCode::NO_CONTENT;
 
         out.extend_from_slice(b"HTTP/1.1 ");
-        let _ = write!(out, "{} ", status.as_u16());
+        out.extend_from_slice(status.as_str().as_bytes());
+        out.push(b' ');
         out.extend_from_slice(parsed.reason.unwrap_or_default().as_bytes());
         out.extend_from_slice(b"\r\n");
         for field in parsed.headers.iter() {
@@ -127,7 +128,9 @@ impl Response {
         }
         // Once, and in one spelling, however often it came.
         if let Some(length) = framing.length.filter(|_| !bodiless) {
-            let _ = write!(out, "content-length: {length}\r\n");
+            out.extend_from_slice(b"content-length: ");
+            out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
         if asked.http11 && (matches!(body, Body::Chunked(_)) || (asked.head && framing.chunked && !bodiless)) {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
