@@ -1,6 +1,8 @@
 # Everything there is to do with this tree. `make help` lists it.
 
 CARGO ?= cargo
+# What is fuzzed is a workspace of its own.
+FUZZ := --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 # Root needs no sudo, and a container often has none.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -17,13 +19,21 @@ demo: build ## Build and run the demo; Ctrl-C ends it
 	target/release/crossfade demo
 
 .PHONY: test
-test: test-tools ## Install what the tests need, then run all of them
+test: test-tools ## Install what the tests need, then run all of them; the parsers are fuzzed for some seconds each
 	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked $(FUZZ) --test corpus
+	fuzz/run short
+
+.PHONY: fuzz
+fuzz: build-tools ## Fuzz the parsers, 10 minutes each; TARGET=chunked is one of them, SECONDS=60 is for how long
+	fuzz/run long $(or $(SECONDS),600) $(TARGET)
 
 .PHONY: lint
 lint: build-tools ## Formatting, clippy with warnings as errors, and cargo-deny where it is installed
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --locked $(FUZZ) --bins --test corpus -- --deny warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "cargo-deny is not installed: advisories and licences are not checked"; fi
 
