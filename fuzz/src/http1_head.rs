@@ -5,7 +5,8 @@ use crate::{
 
 /// The verdict on a request's head is the same whole, byte by byte and in pieces, and does not depend on what follows; an
 /// unfinished head ends in a refusal once it is as long as a head may be; a head that passes is read by `httparse` in the
-/// same way, to its fields, its framing and whether the connection stays open.
+/// same way, to its fields, its framing, whether the connection stays open, and the rest of what is
+/// said of it.
 pub fn http1_head(bytes: &[u8]) {
     let whole = scan(bytes, 0);
     let shown = bytes.escape_ascii();
@@ -91,10 +92,18 @@ fn read_alike(bytes: &[u8], head: Head) {
     }
     let hosts = values("host").len();
     assert!(hosts == 1 || (hosts == 0 && !http11), "{shown}");
-    let said = |option: &str| {
-        let options = values("connection").into_iter().flat_map(|value| value.split(|byte| *byte == b','));
-        options.map(<[u8]>::trim_ascii).any(|said| said.eq_ignore_ascii_case(option.as_bytes()))
+    let options = values("connection").into_iter().flat_map(|value| value.split(|byte| *byte == b','));
+    let mut options: Vec<_> = options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect();
+    let mut said = |known: &[u8]| {
+        let before = options.len();
+        options.retain(|option| option != known);
+        options.len() < before
     };
-    assert_eq!(head.keep_alive, !said("close") && (http11 || said("keep-alive")), "{shown}");
+    let (close, keep_alive, _, _) = (said(b"close"), said(b"keep-alive"), said(b"upgrade"), said(b""));
+    assert_eq!(head.keep_alive, !close && (http11 || keep_alive), "{shown}");
+    assert_eq!(head.says.hop_fields, !options.is_empty(), "{shown}");
+    assert_eq!(head.says.expect, !values("expect").is_empty(), "{shown}");
+    let events = values("accept").iter().any(|accept| accept.starts_with(b"text/event-stream"));
+    assert_eq!(head.says.events, events, "{shown}");
     assert!(method != b"CONNECT" && (method != b"POST" || !head.idempotent), "{shown}");
 }
