@@ -264,11 +264,10 @@ async fn who_says_nothing_is_kept_back_for_a_second_and_then_has_its_time() {
             assert_eq!(greet(mqtt.listen, &connect("device")).await.1.as_deref(), Some(ACCEPTED));
         }
         eventually("it is accepted", async || (side(&silent, listen) == Some(Side::Accepted)).then_some(())).await;
-        let accepted = started.elapsed();
-        assert!(accepted > Duration::from_millis(800), "{accepted:?}");
+        assert!(started.elapsed() > Duration::from_millis(800), "{:?}", started.elapsed());
         soon(silent.read_to_end(&mut Vec::new())).await.unwrap();
-        let closed = started.elapsed() - accepted;
-        assert!(closed > Duration::from_millis(1_800) && closed < Duration::from_secs(5), "{closed:?}");
+        // The second that it was kept back, and the two that it has.
+        assert!((2_800..8_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     }
     eventually("it is counted", async || (rejected(&crossfade.admin, "connect_timeout").await == 1).then_some(()))
         .await;
