@@ -7,6 +7,7 @@ mod sockets;
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    pin::pin,
     sync::Arc,
 };
 
@@ -79,11 +80,12 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
     deferral.follow(&socket, &acceptor.worker.plane.live().listeners[door.listener]);
     let mut trouble = Trouble::default();
     let mut drain = acceptor.drain.clone();
+    let mut begins = pin!(drain.begins());
     let mut gate = Gate { door, acceptor, peers, turnover: Turnover::new(Instant::now()) };
     let end = loop {
         let accepted = tokio::select! {
             biased;
-            end = drain.begins() => break end,
+            end = &mut begins => break end,
             accepted = socket.accept() => accepted,
         };
         match accepted {
