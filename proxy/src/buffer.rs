@@ -5,7 +5,7 @@ use std::{
     io,
     ops::{Deref, DerefMut},
     pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -14,8 +14,9 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub(crate) const ROOM: usize = 16 * 1024;
 /// Buffers a worker keeps for the next taker; more are given back to the system: 4 MiB.
 const KEPT: usize = 256;
-/// Bytes that a worker lends at most. A connection that would read more waits until others have written theirs.
-const MOST_LENT: usize = 256 << 20;
+/// Bytes lent by a worker beyond which it takes no new connections and requests. Those under way go on: were they to wait
+/// for each other's buffers, they would wait for ever.
+const MANY_LENT: usize = 256 << 20;
 /// Room for a head that is being written, and how many such a worker keeps.
 const SCRATCH: usize = 2 * 1024;
 const SCRATCHES_KEPT: usize = 256;
@@ -29,22 +30,16 @@ struct Lender {
     free: Vec<Box<[u8]>>,
     scratches: Vec<Vec<u8>>,
     lent: usize,
-    /// Those who wait until something is given back.
-    waiting: Vec<Waker>,
 }
 
 impl Lender {
     const fn new() -> Self {
-        Self { free: Vec::new(), scratches: Vec::new(), lent: 0, waiting: Vec::new() }
+        Self { free: Vec::new(), scratches: Vec::new(), lent: 0 }
     }
 
-    fn lend(&mut self, cx: &Context<'_>) -> Poll<Box<[u8]>> {
-        if self.lent + ROOM > MOST_LENT {
-            self.waiting.push(cx.waker().clone());
-            return Poll::Pending;
-        }
+    fn lend(&mut self) -> Box<[u8]> {
         self.lent += ROOM;
-        Poll::Ready(self.free.pop().unwrap_or_else(|| vec![0; ROOM].into_boxed_slice()))
+        self.free.pop().unwrap_or_else(|| vec![0; ROOM].into_boxed_slice())
     }
 
     fn take_back(&mut self, room: Box<[u8]>) {
@@ -52,10 +47,12 @@ impl Lender {
         if room.len() == ROOM && self.free.len() < KEPT {
             self.free.push(room);
         }
-        if let Some(waiting) = self.waiting.pop() {
-            waiting.wake();
-        }
     }
+}
+
+/// Whether so much is lent that nothing new should begin.
+pub(crate) fn is_short() -> bool {
+    LENDER.with_borrow(|lender| lender.lent > MANY_LENT)
 }
 
 /// Bytes that were read and not used up.
@@ -116,7 +113,7 @@ impl Buffer {
         limit: usize,
     ) -> Poll<io::Result<usize>> {
         if self.room.is_empty() {
-            self.room = ready!(LENDER.with_borrow_mut(|lender| lender.lend(cx)));
+            self.room = LENDER.with_borrow_mut(Lender::lend);
         }
         if self.end == self.room.len() {
             if self.start == 0 && self.room.len() >= limit.max(ROOM) {
@@ -129,6 +126,9 @@ impl Buffer {
             Poll::Ready(Ok(())) => {
                 let read = free.filled().len();
                 self.end += read;
+                if read == 0 {
+                    self.release();
+                }
                 Poll::Ready(Ok(read))
             }
             waiting => {
@@ -212,13 +212,17 @@ impl Drop for Scratch {
     }
 }
 
+/// By this thread, in bytes.
+#[cfg(test)]
+pub(crate) fn lent() -> usize {
+    LENDER.with_borrow(|lender| lender.lent)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::task::Waker;
 
-    fn lent() -> usize {
-        LENDER.with_borrow(|lender| lender.lent)
-    }
+    use super::*;
 
     #[test]
     fn room_is_held_only_while_there_are_bytes_in_it_and_grows_to_its_limit() {
@@ -244,15 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn who_would_read_more_than_there_is_to_lend_waits_until_something_is_given_back() {
+    fn nothing_new_begins_while_very_much_is_lent_and_what_is_under_way_goes_on() {
         let mut cx = Context::from_waker(Waker::noop());
-        LENDER.with_borrow_mut(|lender| lender.lent = MOST_LENT - ROOM);
-        let mut fill = |buffer: &mut Buffer| buffer.poll_fill(&mut cx, &mut &b"x"[..], ROOM).is_ready();
-        let (mut first, mut second) = (Buffer::default(), Buffer::default());
-        assert!(fill(&mut first) && !fill(&mut second));
-        assert_eq!(LENDER.with_borrow(|lender| lender.waiting.len()), 1);
-        drop(first);
-        assert_eq!(LENDER.with_borrow(|lender| lender.waiting.len()), 0);
-        assert!(fill(&mut second));
+        LENDER.with_borrow_mut(|lender| lender.lent = MANY_LENT);
+        assert!(!is_short());
+        let mut buffer = Buffer::default();
+        assert!(buffer.poll_fill(&mut cx, &mut &b"x"[..], ROOM).is_ready() && is_short());
+        drop(buffer);
+        assert!(!is_short());
     }
 }

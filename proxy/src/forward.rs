@@ -199,6 +199,7 @@ impl Direction {
                 self.needs_flush = true;
             }
             if self.bulk && !self.read_all {
+                self.buffer.release();
                 self.read_all = ready!(self.poll_splice(cx, reader, writer))?;
             }
             if self.read_all {
@@ -350,5 +351,47 @@ mod tests {
         let moved = relaying.await.unwrap();
         assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout, client_done: false });
         assert!(started.elapsed() <= PATIENCE.write * 2, "{:?}", started.elapsed());
+    }
+
+    async fn sockets() -> (TcpStream, Transport) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (far, near) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (far.unwrap(), Transport::Plain(near.unwrap().0))
+    }
+
+    #[tokio::test]
+    async fn bulk_goes_through_whole_and_leaves_no_buffer_behind() {
+        tokio::spawn(alarm::tick());
+        let ((mut client, mut client_side), (mut upstream, mut upstream_side)) = (sockets().await, sockets().await);
+        let relaying =
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await });
+        // Small, bulk, small again: each way of moving follows the other.
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
+        let (small, bulk) = sent.split_at(100);
+        let mut received = vec![0; sent.len() + 20];
+        let receive = async {
+            client.read_exact(&mut received[..100]).await.unwrap();
+            client.read_exact(&mut received[100..sent.len()]).await.unwrap();
+            // Nothing is under way now.
+            assert_eq!(crate::buffer::lent(), 0);
+            for at in sent.len()..sent.len() + 20 {
+                client.write_all(b"?").await.unwrap();
+                client.read_exact(&mut received[at..=at]).await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+        };
+        let send = async {
+            upstream.write_all(small).await.unwrap();
+            upstream.write_all(bulk).await.unwrap();
+            for _ in 0..20 {
+                upstream.read_exact(&mut [0]).await.unwrap();
+                upstream.write_all(b"!").await.unwrap();
+            }
+            upstream.shutdown().await.unwrap();
+        };
+        tokio::join!(receive, send);
+        let moved = relaying.await.unwrap();
+        assert_eq!((moved.up, moved.down, moved.ended), (20, sent.len() as u64 + 20, Ended::Done));
+        assert!(received[..sent.len()] == sent[..] && received[sent.len()..] == [b'!'; 20]);
     }
 }

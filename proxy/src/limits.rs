@@ -21,10 +21,10 @@ pub(crate) struct Limits {
 
 /// Every client connection needs a descriptor, and so does its upstream. Raises the soft limit as far as is allowed and
 /// needed. Where that is not enough, fewer clients are taken in: being out of descriptors must show as a client turned
-/// away, not as an endpoint that cannot be reached. `listening`: descriptors of listening sockets. Returns how many
+/// away, not as an endpoint that cannot be reached. `workers`: descriptors of the workers' own. Returns how many
 /// clients there may be.
-pub(crate) fn within_file_limit(max_connections: usize, listening: usize) -> usize {
-    let own = OWN_DESCRIPTORS + listening as u64;
+pub(crate) fn within_file_limit(max_connections: usize, workers: usize) -> usize {
+    let own = OWN_DESCRIPTORS + workers as u64;
     let needed = 2 * max_connections as u64 + own;
     let limit = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
     if limit >= needed {

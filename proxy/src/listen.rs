@@ -23,6 +23,7 @@ pub(crate) use balance::{Connections, Peers, peers};
 pub(crate) use sockets::{DEFERRED, bind, for_workers, shares};
 
 use crate::{
+    buffer,
     connection::{Accepted, Worker},
     drain::Drain,
     http::Engine,
@@ -174,6 +175,9 @@ impl Gate {
     fn take(&mut self, tcp: TcpStream, client: SocketAddr, live: Arc<Live>) {
         let plane = &self.acceptor.worker.plane;
         let loads = self.peers.loads(&plane.connections);
+        if buffer::is_short() {
+            return plane.rejections.count("no_buffers");
+        }
         if loads.total >= live.limits.connections {
             return plane.rejections.count("max_connections");
         }

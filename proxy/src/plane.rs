@@ -22,6 +22,7 @@ use crate::{
     listen::Connections,
     live::{self, Addresses, Live, Parts, sockets_of},
     mirror::MirrorThread,
+    splice,
     takeover::Predecessor,
     telemetry::Rejections,
 };
@@ -193,7 +194,8 @@ impl DataPlane for Plane {
         let wanted = config.server.max_connections;
         if source.config.as_ref().is_none_or(|old| old.server.max_connections != wanted) {
             // Each worker has a handle of its own for each of its sockets.
-            new.max_connections = within_file_limit(wanted, 2 * self.workers * sockets_of(config).len());
+            new.max_connections =
+                within_file_limit(wanted, self.workers * (2 * sockets_of(config).len() + splice::DESCRIPTORS));
         }
         let live = self.build(config, &new, true)?;
         self.live.store(Arc::new(live));

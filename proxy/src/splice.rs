@@ -9,17 +9,26 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 /// What a pipe holds, in bytes, where the system lets us have so much; else what it gives by itself, 64 KiB.
-const ROOM: usize = 512 * 1024;
-/// Pipes of a worker, each of two descriptors. Whoever comes when all are taken copies.
-const MOST: usize = 64;
+const ROOM: usize = 256 * 1024;
+/// Less is not worth it: unprivileged users get that little beyond a number of pipes.
+const LEAST: usize = 64 * 1024;
+/// Pipes of a worker. Whoever comes when all are taken copies.
+const MOST: usize = 32;
+/// Descriptors that a worker's pipes take at most.
+pub(crate) const DESCRIPTORS: usize = 2 * MOST;
 
 thread_local! {
     static FREE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
     static OPEN: Cell<usize> = const { Cell::new(0) };
+    /// The system does not do it here: a sandbox, perhaps.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A pipe of this worker's.
@@ -51,8 +60,8 @@ impl Splice {
     }
 
     /// Moves up to `limit` bytes, in one go. `moved`: grows by what the writer takes, also when it does not take all. Ready
-    /// when all that was read is written: how much that was, 0 at the reader's end. `None`: all pipes are taken, or there
-    /// are no descriptors left.
+    /// when all that was read is written: how much that was, 0 at the reader's end. `None`: all pipes are taken, there are
+    /// no descriptors left, or the system does not do it.
     pub(crate) fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
@@ -79,8 +88,13 @@ impl Splice {
                     }
                     Err(error) => {
                         give(pipe);
-                        if error.kind() != io::ErrorKind::WouldBlock {
-                            return Poll::Ready(Err(Broke::Reader));
+                        match error.raw_os_error().map(Errno::from_raw_os_error) {
+                            _ if error.kind() == io::ErrorKind::WouldBlock => {}
+                            Some(Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::NOMEM) => {
+                                REFUSED.set(true);
+                                return Poll::Ready(Ok(None));
+                            }
+                            _ => return Poll::Ready(Err(Broke::Reader)),
                         }
                     }
                 }
@@ -118,11 +132,14 @@ impl Drop for Splice {
 
 fn take() -> Option<Pipe> {
     FREE.with_borrow_mut(Vec::pop).or_else(|| {
-        if OPEN.get() == MOST {
+        if OPEN.get() == MOST || REFUSED.get() {
             return None;
         }
         let (out, into) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
-        let room = fcntl_setpipe_size(&into, ROOM).unwrap_or(64 * 1024);
+        let room = fcntl_setpipe_size(&into, ROOM).or_else(|_| fcntl_getpipe_size(&into)).ok()?;
+        if room < LEAST {
+            return None;
+        }
         OPEN.set(OPEN.get() + 1);
         Some(Pipe { out, into, room })
     })

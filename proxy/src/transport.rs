@@ -73,6 +73,14 @@ impl Transport {
         }
     }
 
+    /// From another worker's runtime to this one's. `None`: it cannot be, as with TLS, which holds on to its socket.
+    pub(crate) fn moved_here(self) -> Option<Self> {
+        match self {
+            Self::Plain(tcp) => TcpStream::from_std(tcp.into_std().ok()?).ok().map(Self::Plain),
+            Self::Tls(_) => None,
+        }
+    }
+
     /// Whether the runtime has heard of nothing from the peer since the last read. Costs no system call while it has not.
     pub(crate) fn is_quiet(&mut self) -> bool {
         match self {

@@ -129,14 +129,21 @@ impl Endpoint {
         }
     }
 
-    /// An idle connection of this worker's that still stands. `surely`: for a request that could not be sent again.
+    /// An idle connection that still stands: of this worker's, or of another one's that has many. `surely`: for a request
+    /// that could not be sent again.
     pub(crate) fn take_idle(&self, surely: bool) -> Option<Transport> {
-        self.pool.local().lock().take(surely)
+        let own = self.pool.local().lock().take(surely);
+        // Only where there would be a new connection, which costs far more than to look around.
+        own.or_else(|| {
+            let spare = self.pool.iter().find_map(|pool| pool.try_lock()?.spare())?;
+            spare.moved_here().filter(Transport::is_silent)
+        })
     }
 
-    /// Keeps a connection for this worker's next request. `used`: when it was used last.
-    pub(crate) fn keep_idle(&self, transport: Transport, used: Instant) {
-        self.pool.local().lock().keep(transport, used);
+    /// Keeps a connection for this worker's next request. `since`: when it was used last. `doubtful`: something that belongs
+    /// to no answer may still come on it.
+    pub(crate) fn keep_idle(&self, transport: Transport, since: Instant, doubtful: bool) {
+        self.pool.local().lock().keep(transport, since, doubtful);
     }
 
     /// Closes connections that were idle for long.
@@ -214,6 +221,44 @@ mod tests {
         }
         drop(first);
         assert!(green.observe().iter().all(|endpoint| endpoint.in_flight == 0));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_would_have_to_connect_takes_what_another_has_to_spare() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let endpoint = Endpoint::new(address.to_string(), address, None, 2);
+        let (kept, is_kept) = tokio::sync::oneshot::channel();
+        let (end, ends) = tokio::sync::oneshot::channel::<()>();
+        let other = std::thread::spawn({
+            let endpoint = Arc::clone(&endpoint);
+            move || {
+                worker::enter(2);
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async move {
+                    for _ in 0..10 {
+                        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+                        endpoint.keep_idle(Transport::Plain(tcp), Instant::now(), false);
+                    }
+                    kept.send(()).unwrap();
+                    ends.await.unwrap();
+                });
+            }
+        });
+        is_kept.await.unwrap();
+        worker::enter(1);
+        let mut accepted: Vec<_> = (0..10).map(|_| listener.accept().unwrap().0).collect();
+        // The second to be idle for longest has been closed by the endpoint meanwhile.
+        drop(accepted.remove(1));
+        let mut moved = endpoint.take_idle(false).expect("ten are more than a worker keeps to itself");
+        tokio::io::AsyncWriteExt::write_all(&mut moved, b"x").await.unwrap();
+        io::Read::read_exact(&mut accepted[0], &mut [0]).unwrap();
+        io::Write::write_all(&mut accepted[0], b"y").unwrap();
+        tokio::io::AsyncReadExt::read_exact(&mut moved, &mut [0]).await.unwrap();
+        assert!(endpoint.take_idle(false).is_none(), "it is closed");
+        assert!(endpoint.take_idle(false).is_none(), "the other worker keeps eight");
+        end.send(()).unwrap();
+        other.join().unwrap();
     }
 
     #[test]

@@ -27,7 +27,7 @@ use tokio::{
 use super::respond;
 use crate::{
     alarm::Alarm,
-    buffer::{Buffer, Scratch},
+    buffer::{self, Buffer, Scratch},
     drain::Drain,
     forward::{self, Seen, relay},
     key,
@@ -63,6 +63,8 @@ pub(super) struct Client {
     done: bool,
     /// When it was last seen to do something, so that the clock is read seldom.
     seen: Instant,
+    /// It has been waited for since, so that `seen` is too long ago.
+    slow: bool,
 }
 
 /// What came of waiting for a request.
@@ -104,6 +106,7 @@ enum OwnAnswer {
     Shortage {
         is_head: bool,
     },
+    NoBuffers,
     /// To what must not be passed on any further.
     Trace,
     Options,
@@ -115,6 +118,7 @@ impl OwnAnswer {
             Self::NoRoute { is_head } => (StatusCode::NOT_FOUND, "no route takes this host and path", is_head),
             Self::Unavailable { is_head } => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint could be reached", is_head),
             Self::Shortage { is_head } => (StatusCode::SERVICE_UNAVAILABLE, "the proxy is out of connections", is_head),
+            Self::NoBuffers => (StatusCode::SERVICE_UNAVAILABLE, "the proxy is out of buffers", true),
             Self::Trace => (StatusCode::METHOD_NOT_ALLOWED, "trace is not answered here", false),
             Self::Options => return respond::options(keep),
         };
@@ -149,7 +153,7 @@ impl Client {
     pub(super) fn new(transport: Transport, address: SocketAddr) -> Self {
         let tls = transport.is_tls();
         let (input, alarm) = (Buffer::default(), Alarm::default());
-        Self { transport, input, alarm, address, tls, done: false, seen: Instant::now() }
+        Self { transport, input, alarm, address, tls, done: false, seen: Instant::now(), slow: false }
     }
 
     /// `read`: what has been read of it and not been used.
@@ -175,6 +179,9 @@ impl Client {
         let mut scanned = 0;
         // For the rest of a head that has begun.
         let mut overdue = None;
+        if std::mem::take(&mut self.slow) {
+            self.seen = Instant::now();
+        }
         let mut idle_until = self.seen + idle;
         let mut lame = false;
         poll_fn(|cx| {
@@ -277,6 +284,10 @@ impl Http1 {
     /// One request, whose head is at the front of what was read.
     async fn request(&self, client: &mut Client, listener: usize, head: Head) -> After {
         client.seen = Instant::now();
+        if buffer::is_short() {
+            self.plane.rejections.count("no_buffers");
+            return client.answer(&OwnAnswer::NoBuffers.write(false), false).await;
+        }
         let mut request = Scratch::take();
         let (mut carried, route) = match self.decide(client, listener, &head, &mut request) {
             Decision::Carry(carried, route) => (carried, route),
@@ -324,7 +335,7 @@ impl Http1 {
             key: if route.mirror.is_some() { key.map(Cow::into_owned) } else { None },
             asked: Asked {
                 head: request.is_head(),
-                upgrade: head.body == BodyLength::Upgrade,
+                upgrade: head.body == BodyLength::Upgrade && head.says.upgrade,
                 http11: request.http11,
                 expose_arm: route.settings.expose_arm,
             },
@@ -402,12 +413,15 @@ impl Http1 {
             let (upload_done, answering) = (exchange.upload.is_done(), exchange.answering);
             ended.bytes_in = exchange.upload.bytes;
             match moved {
-                Ok(Moved::Answered { reusable, keep }) => {
+                Ok(Moved::Answered { pooled, keep }) => {
                     let keep = keep
                         && !exchange.upload.stopped
                         && (upload_done || exchange.finish_upload(timeouts.request_header).await);
-                    if reusable && upload_done && upstream.input.is_empty() {
-                        lease.endpoint.keep_idle(upstream.transport, client.seen);
+                    if let Some(Pooled { doubtful }) = pooled
+                        && upload_done
+                        && upstream.input.is_empty()
+                    {
+                        lease.endpoint.keep_idle(upstream.transport, client.seen, doubtful);
                     }
                     if let Some(tap) = tap {
                         tap.finish(true);
@@ -510,8 +524,16 @@ impl Http1 {
 
 /// How an exchange went that did not break.
 enum Moved {
-    Answered { reusable: bool, keep: bool },
+    /// `pooled`: the endpoint takes another request on its connection. `keep`: so do we on the client's.
+    Answered {
+        pooled: Option<Pooled>,
+        keep: bool,
+    },
     Switched,
+}
+
+struct Pooled {
+    doubtful: bool,
 }
 
 impl Exchange<'_> {
@@ -549,7 +571,7 @@ impl Exchange<'_> {
         };
         let now = Instant::now();
         let latency_us = now.duration_since(self.since).as_micros() as u64;
-        self.client.seen = now;
+        (self.since, self.client.seen) = (now, now);
         self.upload.answered = true;
         (ended.status, ended.latency_us) = (Some(response.status), Some(latency_us));
         ended.grpc_status = response.grpc_status;
@@ -590,9 +612,9 @@ impl Exchange<'_> {
             ended.bytes_out = early.len() as u64;
             return Ok(Moved::Switched);
         }
-        let reusable = response.reusable;
+        let pooled = response.reusable.then_some(Pooled { doubtful: response.doubtful });
         self.deliver(&mut out, &mut response.body, framing, tap, &mut ended.bytes_out).await?;
-        Ok(Moved::Answered { reusable, keep })
+        Ok(Moved::Answered { pooled, keep })
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Says {
     pub expect: bool,
     /// It wants an event stream.
     pub events: bool,
+    /// `Connection` names `Upgrade`. Who wants it says so there, too, or it was for the hop before (9110, 7.8).
+    pub upgrade: bool,
     /// `Connection` has options beyond `close`, `keep-alive` and `upgrade`: fields that end here (9110, 7.6.1).
     pub hop_fields: bool,
 }
@@ -450,7 +452,9 @@ impl<'a> Fields<'a> {
         let (close, keep_alive) = (option.eq_ignore_ascii_case(b"close"), option.eq_ignore_ascii_case(b"keep-alive"));
         self.close |= close;
         self.keep_alive |= keep_alive;
-        self.says.hop_fields |= !(close || keep_alive || option.eq_ignore_ascii_case(b"upgrade"));
+        let upgrade = option.eq_ignore_ascii_case(b"upgrade");
+        self.says.upgrade |= upgrade;
+        self.says.hop_fields |= !(close || keep_alive || upgrade);
         self.names_protected_field |= PROTECTED.iter().any(|name| option.eq_ignore_ascii_case(name))
             || !option.iter().all(|&byte| is_token(byte));
     }

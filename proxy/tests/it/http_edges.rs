@@ -192,3 +192,16 @@ async fn a_long_upload_reaches_an_endpoint_behind_tls_to_its_last_byte() {
         assert_eq!(client.answer().await.status, StatusCode::CREATED);
     }
 }
+
+#[tokio::test]
+async fn an_upgrade_that_was_not_asked_for_of_us_is_no_answer() {
+    let origin = RawOrigin::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let (_crossfade, route) = before(&origin).await;
+    // `Connection` does not name it: it was for the hop before.
+    let answer = Client::connect(route.listen).await.get("/", &[("upgrade", "x")]).await;
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+}

@@ -514,6 +514,24 @@ async fn a_body_that_falls_silent_ends_after_the_read_patience() {
     counted(&crossfade, "shop", |status| count(status, "blue", "failures") == 1).await;
 }
 
+#[tokio::test]
+async fn each_part_of_an_answer_has_the_read_patience_whatever_its_head_took() {
+    let origin = RawOrigin::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        for part in ["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na", "b"] {
+            time::sleep(Duration::from_millis(1_300)).await;
+            stream.write_all(part.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let route =
+        Route::http(origin.address, origin.address).unchecked().unguarded().table(timeouts("response_header = \"2s\""));
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    let answer = Client::connect(route.listen).await.get("/", &[]).await;
+    assert_eq!(&answer.body[..], b"ab");
+    counted(&crossfade, "shop", |status| count(status, "blue", "ok") == 1).await;
+}
+
 // Bounds
 
 #[tokio::test]

@@ -435,6 +435,8 @@ impl Exchange<'_> {
         let Self { client, upstream, patience, since, .. } = self;
         let mut splice = Splice::default();
         let mut still = false;
+        upstream.input.release();
+        client.slow = true;
         poll_fn(|cx| {
             while *left > 0 {
                 let (Some(from), Some(to)) = (upstream.transport.plain(), client.transport.plain()) else { break };
@@ -527,6 +529,7 @@ impl Exchange<'_> {
         {
             return Poll::Ready(Err(broken));
         }
+        self.client.slow = true;
         let since = *blocked.since.get_or_insert_with(Instant::now);
         self.client.alarm.poll(cx, since + self.patience.write).map(|()| Err(Broken::Client))
     }
@@ -537,6 +540,7 @@ impl Exchange<'_> {
         /// Rather a new connection than more of what nobody wants.
         const MOST: u64 = 1 << 20;
         self.upload.refused = true;
+        self.client.slow = true;
         let (before, deadline) = (self.upload.bytes, Instant::now() + patience);
         poll_fn(|cx| match self.upload.poll(cx, self.client, &mut self.upstream.transport) {
             Poll::Ready(done) => Poll::Ready(done.is_ok()),

@@ -130,11 +130,7 @@ impl<'a> Request<'a> {
             out.extend_from_slice(self.authority.unwrap_or_default().as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        // RFC 9110, section 7.8: who wants it says so in `Connection`, too, or it was for the hop before.
-        let upgrade = self.framing.body == BodyLength::Upgrade
-            && http1::fields(self.head)
-                .filter(|field| field.is(b"connection"))
-                .any(|field| http1::list(field.value).any(|option| option.eq_ignore_ascii_case(b"upgrade")));
+        let upgrade = self.framing.body == BodyLength::Upgrade && self.framing.says.upgrade;
         let named = if self.framing.says.hop_fields { Nominated::of(self.head) } else { Nominated::none() };
         for field in http1::fields(self.head) {
             if field.is(b"max-forwards")

@@ -22,6 +22,9 @@ pub(super) struct Response {
     pub(super) body: Body,
     /// Whether the endpoint takes another request on the connection.
     pub(super) reusable: bool,
+    /// It announces a body that does not follow, as it may (to HEAD, with 304): an endpoint that is mistaken about that sends
+    /// it all the same.
+    pub(super) doubtful: bool,
     pub(super) grpc_status: Option<u16>,
 }
 
@@ -138,7 +141,9 @@ impl Response {
         // An endpoint that announces a body where there is none may send it all the same.
         let odd = bodiless && (framing.chunked || framing.length.is_some_and(|length| length > 0));
         let reusable = !close && !switching && !odd && !matches!(body, Body::UntilClose);
-        Ok(Some(Self { status, length, body, reusable, grpc_status }))
+        let doubtful =
+            matches!(body, Body::None) && (framing.chunked || framing.length.is_some_and(|length| length > 0));
+        Ok(Some(Self { status, length, body, reusable, doubtful, grpc_status }))
     }
 }
 
@@ -229,6 +234,8 @@ mod tests {
             let (response, out) = read(head, Asked { head: asked_head, ..ASKED }).unwrap();
             assert!(format!("{:?}", response.body).starts_with(expected), "{head:?}: {:?}", response.body);
             assert_eq!(response.reusable, reusable, "{head:?}");
+            let announced = head.contains("length: 5") || head.contains("length: 7");
+            assert_eq!(response.doubtful, expected == "None" && announced, "{head:?}");
             assert_eq!(out.contains("transfer-encoding"), expected == "Chunked", "{head:?}");
         }
     }
