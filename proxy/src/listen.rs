@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 pub(crate) use balance::{Connections, Peers, peers};
-pub(crate) use sockets::{DEFERRED, bind, for_workers, shares};
+pub(crate) use sockets::{bind, for_workers, shares};
 
 use crate::{
     buffer,
@@ -77,8 +77,6 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
         Ok(socket) => socket,
         Err(error) => return tracing::error!(%error, "Cannot watch a listening socket"),
     };
-    let mut deferral = Deferral::default();
-    deferral.follow(&socket, &acceptor.worker.plane.live().listeners[door.listener]);
     let mut trouble = Trouble::default();
     let mut drain = acceptor.drain.clone();
     let mut begins = pin!(drain.begins());
@@ -90,11 +88,7 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, client)) => {
-                let live = gate.acceptor.worker.plane.live();
-                deferral.follow(&socket, &live.listeners[door.listener]);
-                gate.take(tcp, client, live);
-            }
+            Ok((tcp, client)) => gate.take(tcp, client),
             Err(error) => trouble.wait_out(&error, &gate.acceptor.worker).await,
         }
     };
@@ -109,7 +103,7 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
         if tcp.set_nonblocking(true).is_ok()
             && let Ok(tcp) = TcpStream::from_std(tcp)
         {
-            gate.take(tcp, client, gate.acceptor.worker.plane.live());
+            gate.take(tcp, client);
         }
     }
 }
@@ -118,25 +112,6 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
 fn start(socket: StdListener) -> io::Result<TcpListener> {
     rustix::net::listen(&socket, BACKLOG)?;
     TcpListener::from_std(socket)
-}
-
-/// Whether clients are accepted only when they speak. A reload may change it, which is seen with the next one.
-#[derive(Default)]
-struct Deferral {
-    /// As the socket has it; `None`: nobody knows, it may have been another process's.
-    deferring: Option<bool>,
-}
-
-impl Deferral {
-    fn follow(&mut self, socket: &TcpListener, listener: &Listener) {
-        let wanted = listener.hears_first();
-        if self.deferring != Some(wanted) {
-            self.deferring = Some(wanted);
-            if let Err(error) = sockets::defer(socket, wanted) {
-                tracing::debug!(%error, "Clients are accepted before they speak");
-            }
-        }
-    }
 }
 
 /// Out of descriptors or memory: nothing can be accepted until something is closed. Waiting a little keeps the worker
@@ -172,8 +147,9 @@ struct Gate {
 
 impl Gate {
     /// Lets a connection in where the limits allow it, and has it served here or by a worker that has clearly less to do.
-    fn take(&mut self, tcp: TcpStream, client: SocketAddr, live: Arc<Live>) {
+    fn take(&mut self, tcp: TcpStream, client: SocketAddr) {
         let plane = &self.acceptor.worker.plane;
+        let live = plane.live();
         let loads = self.peers.loads(&plane.connections);
         if buffer::is_short() {
             return plane.rejections.count("no_buffers");

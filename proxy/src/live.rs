@@ -10,11 +10,10 @@ use std::{
 };
 
 use admin_api::{Access, InstallError, RouteState};
-use config::{Arm, Config, Fault, Faults, KeySource, Protocol, Split};
+use config::{Arm, Config, Fault, Faults, Protocol, Split};
 
 use crate::{
     limits::Limits,
-    listen::DEFERRED,
     mirror::{Mirror, MirrorThread},
     split::Salt,
     telemetry::Meter,
@@ -93,17 +92,6 @@ impl Route {
 }
 
 impl Listener {
-    /// Does nothing happen here until the client has said something, with more time for that than the system keeps a silent
-    /// one back? Where the client's first bytes are not looked at, the server may be the one to speak first.
-    pub(crate) fn hears_first(&self) -> bool {
-        let first = &self.first.settings;
-        let waits = match self.protocol {
-            Protocol::Http | Protocol::Mqtt => true,
-            Protocol::Tcp => self.tls.is_some() || first.key.first() == Some(&KeySource::Sni),
-        };
-        waits && first.timeouts.request_header > DEFERRED
-    }
-
     /// The route of a request: the longest path prefix among those of its host, else among those of any host.
     /// `host`: lower case, without port.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {

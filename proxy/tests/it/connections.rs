@@ -3,26 +3,18 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::Duration,
 };
 
 use futures::future::join_all;
 use loadtest::origin::TcpOrigin;
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::Instant,
-};
+use tokio::net::TcpStream;
 
 use crate::{
     clients::{Client, get_request},
     harness::{Crossfade, configuration, eventually, free_address},
-    mosquitto::Mosquitto,
-    mqtt::greet,
-    packets::{ACCEPTED, connect},
     routes::Route,
-    site::{RawOrigin, Site, any_port, rejected, reset, soon},
+    site::{Site, any_port, rejected},
     tcp::label,
 };
 
@@ -213,131 +205,4 @@ async fn a_second_instance_does_not_share_the_port() {
     // And afterwards it is free at once.
     crossfade.kill_and_restart().await;
     assert!(taken(HERE, route.listen).await.is_some());
-}
-
-// Who has not spoken yet
-
-/// The server's side of a client's connection to `listen`, as the system has it.
-#[derive(Debug, PartialEq)]
-enum Side {
-    Accepted,
-    /// Until it speaks.
-    KeptBack,
-    Waiting,
-}
-
-fn side(client: &TcpStream, listen: SocketAddr) -> Option<Side> {
-    let hex = |port: u16| format!("0100007F:{port:04X}");
-    let (local, remote) = (hex(listen.port()), hex(client.local_addr().unwrap().port()));
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
-    let row = rows.into_iter().find(|row| row[1] == local && row[2] == remote)?;
-    // The state, and the inode, which it has as soon as it is accepted.
-    match (row[3], row[9]) {
-        ("03", _) => Some(Side::KeptBack),
-        (_, "0") => Some(Side::Waiting),
-        _ => Some(Side::Accepted),
-    }
-}
-
-/// One that is kept back: the workers have begun, or have seen a reload, a moment after it is said.
-async fn kept_back(listen: SocketAddr) -> TcpStream {
-    eventually("who says nothing is kept back", async || {
-        let silent = TcpStream::connect(listen).await.unwrap();
-        (side(&silent, listen) == Some(Side::KeptBack)).then_some(silent)
-    })
-    .await
-}
-
-#[tokio::test]
-async fn who_says_nothing_is_kept_back_for_a_second_and_then_has_its_time() {
-    let (site, broker) = (Site::start().await, Mosquitto::start().await);
-    let patience = "[route.timeouts]\nrequest_header = \"2s\"";
-    let shop = site.route().unchecked().table(patience);
-    let mqtt = Route::mqtt(broker.address, free_address()).unchecked().table(patience);
-    let crossfade = Crossfade::start_with("[server]\nworkers = 2", &format!("{shop}{mqtt}")).await;
-    for listen in [shop.listen, mqtt.listen] {
-        let (mut silent, started) = (kept_back(listen).await, Instant::now());
-        // It concerns nobody else.
-        for _ in 0..20 {
-            assert!(taken(HERE, shop.listen).await.is_some());
-            assert_eq!(greet(mqtt.listen, &connect("device")).await.1.as_deref(), Some(ACCEPTED));
-        }
-        eventually("it is accepted", async || (side(&silent, listen) == Some(Side::Accepted)).then_some(())).await;
-        assert!(started.elapsed() > Duration::from_millis(800), "{:?}", started.elapsed());
-        soon(silent.read_to_end(&mut Vec::new())).await.unwrap();
-        // The second that it was kept back, and the two that it has.
-        assert!((2_800..8_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
-    }
-    eventually("it is counted", async || (rejected(&crossfade.admin, "connect_timeout").await == 1).then_some(()))
-        .await;
-}
-
-#[tokio::test]
-async fn who_is_kept_back_is_served_as_soon_as_it_speaks_and_may_leave_without_a_word() {
-    let site = Site::start().await;
-    let route = site.route().unchecked();
-    let crossfade = Crossfade::start(&route.to_string()).await;
-    let mut client = Client::over(kept_back(route.listen).await);
-    let started = Instant::now();
-    client.get("/", &[]).await;
-    assert!(started.elapsed() < Duration::from_millis(800), "{:?}", started.elapsed());
-    // As a load balancer asks whether somebody is there.
-    for round in 0..20 {
-        let probe = TcpStream::connect(route.listen).await.unwrap();
-        if round % 2 == 0 {
-            reset(probe);
-        } else {
-            drop(probe);
-        }
-    }
-    client.get("/", &[]).await;
-    open_of_workers(&crossfade, 1).await;
-    // One that would have less time than a second is not kept back from it.
-    let hasty = route.clone().table("[route.timeouts]\nrequest_header = \"1s\"");
-    reload(&crossfade, 1, "", &hasty).await;
-    eventually("it is accepted at once", async || {
-        let silent = TcpStream::connect(route.listen).await.unwrap();
-        assert!(taken(HERE, route.listen).await.is_some());
-        (side(&silent, route.listen) != Some(Side::KeptBack)).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn where_the_server_may_speak_first_nobody_is_kept_back() {
-    let banner = RawOrigin::start(|mut stream, _| async move {
-        stream.write_all(b"220 ready\r\n").await.unwrap();
-        let _ = stream.read_to_end(&mut Vec::new()).await;
-    })
-    .await;
-    let route = Route::tcp(banner.address, banner.address).unchecked();
-    let crossfade = Crossfade::start(&route.to_string()).await;
-    let greeted = async || {
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        let kept = side(&client, route.listen) == Some(Side::KeptBack);
-        let mut line = [0; 11];
-        soon(client.read_exact(&mut line)).await.unwrap();
-        assert_eq!(&line, b"220 ready\r\n");
-        kept
-    };
-    for _ in 0..10 {
-        assert!(!greeted().await);
-    }
-    // A client's name can only be read when it speaks.
-    reload(&crossfade, 1, "", &route.clone().key(&["sni"])).await;
-    // The next one that comes tells its worker.
-    for _ in 0..20 {
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(b"no tls, so no name\n").await.unwrap();
-        soon(client.read_exact(&mut [0; 11])).await.unwrap();
-    }
-    let mut client = kept_back(route.listen).await;
-    client.write_all(b"no tls\n").await.unwrap();
-    soon(client.read_exact(&mut [0; 11])).await.unwrap();
-    // And back again: nobody is ever kept back for longer than a second.
-    reload(&crossfade, 2, "", &route).await;
-    for _ in 0..4 {
-        eventually("the workers have seen it", async || (!greeted().await).then_some(())).await;
-    }
 }
