@@ -71,7 +71,10 @@ async fn a_run_is_reported_drawn_compared_and_verified() {
 
         let compared = loadtest(&["compare", &json, &json]).await;
         assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
-        assert!(!text(&compared.stdout).contains("warning"), "{}", text(&compared.stdout));
+        // On a machine with other things to do a load falls behind, and says so.
+        let said = text(&compared.stdout);
+        let differs = said.lines().any(|line| line.starts_with("warning") && !line.contains("fell behind"));
+        assert!(!differs, "{said}");
 
         interrupt(origin).await;
         let verdict = loadtest(&["verify", &seen, &sent]).await;
