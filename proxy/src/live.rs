@@ -19,6 +19,7 @@ use crate::{
     telemetry::Meter,
     tls,
     upstream::{self, ArmUpstream, Check, Endpoint, UpstreamTls},
+    worker::Shared,
 };
 
 /// All routes, by listener.
@@ -27,7 +28,7 @@ pub(crate) struct Live {
     /// In the order of [`sockets_of`] at the start of the process, whatever the order of routes in a file read later:
     /// the accepting loops hold indexes into this.
     pub(crate) listeners: Vec<Listener>,
-    pub(crate) routes: BTreeMap<String, Arc<Route>>,
+    pub(crate) routes: BTreeMap<String, Shared<Route>>,
     /// Is there to be a line of log for each request and connection?
     pub(crate) access_log: bool,
     pub(crate) limits: Limits,
@@ -41,9 +42,9 @@ pub(crate) struct Listener {
     protocol: Protocol,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     /// The settings that hold before a route is known: those of the listener's first route.
-    pub(crate) first: Arc<Route>,
-    by_host: HashMap<String, Vec<Arc<Route>>>,
-    any_host: Vec<Arc<Route>>,
+    pub(crate) first: Shared<Route>,
+    by_host: HashMap<String, Vec<Shared<Route>>>,
+    any_host: Vec<Shared<Route>>,
 }
 
 /// One route with its split and all that serves it.
@@ -54,7 +55,7 @@ pub(crate) struct Route {
     pub(crate) salt: Salt,
     pub(crate) blue: Arc<ArmUpstream>,
     pub(crate) green: Arc<ArmUpstream>,
-    pub(crate) meter: Arc<Meter>,
+    pub(crate) meter: Shared<Meter>,
     pub(crate) mirror: Option<Arc<Mirror>>,
 }
 
@@ -94,9 +95,9 @@ impl Route {
 impl Listener {
     /// The route of a request: the longest path prefix among those of its host, else among those of any host.
     /// `host`: lower case, without port.
-    pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
+    pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Shared<Route>> {
         let longest =
-            |routes: &'_ [Arc<Route>]| routes.iter().position(|route| covers(&route.settings.matching.path, path));
+            |routes: &'_ [Shared<Route>]| routes.iter().position(|route| covers(&route.settings.matching.path, path));
         if let Some(routes) = self.by_host.get(host)
             && let Some(index) = longest(routes)
         {
@@ -185,7 +186,7 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     for (index, settings) in parts.config.routes.iter().enumerate() {
         match build_route(&format!("route[{index}]"), settings, parts, &mut started) {
             Ok(route) => {
-                routes.insert(settings.name.clone(), Arc::new(route));
+                routes.insert(settings.name.clone(), Shared::new(route, parts.workers));
             }
             Err(fault) => faults.push(fault),
         }
@@ -195,7 +196,7 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
         return Err(InstallError(Faults(faults).to_string()));
     }
     for (endpoint, check) in started {
-        upstream::watch(&endpoint, check);
+        upstream::watch(endpoint.value(), check);
     }
     let server = &parts.config.server;
     let limits =
@@ -203,7 +204,7 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     Ok(Live { listeners, routes, access_log: server.access_log, limits })
 }
 
-type Started = Vec<(Arc<Endpoint>, Check)>;
+type Started = Vec<(Shared<Endpoint>, Check)>;
 
 fn build_route(
     place: &str,
@@ -227,7 +228,7 @@ fn build_route(
             .filter(|known| known.http_version == wanted.http_version)
             .filter(|known| known.tls.as_ref().map(|tls| tls.identity()) == tls.as_ref().map(|tls| tls.identity()))
             .map_or(&[][..], |known| &known.endpoints);
-        let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
+        let mut endpoints: Vec<Shared<Endpoint>> = Vec::new();
         for endpoint in &wanted.endpoints {
             for address in addresses_of(endpoint, parts.addresses) {
                 if endpoints.iter().any(|known| known.address == address) {
@@ -241,10 +242,10 @@ fn build_route(
                     || {
                         let new = Endpoint::new(name, address, settings.health.clone(), parts.workers);
                         let check = Check { tls: tls.clone(), http_version: wanted.http_version };
-                        started.push((Arc::clone(&new), check));
+                        started.push((new.clone(), check));
                         new
                     },
-                    Arc::clone,
+                    Shared::clone,
                 ));
             }
         }
@@ -260,7 +261,7 @@ fn build_route(
         green,
         state: parts.states.get(&settings.name).copied().unwrap_or_default(),
         salt: Salt::split(&settings.name),
-        meter: previous.map_or_else(|| Meter::new(parts.workers), |previous| Arc::clone(&previous.meter)),
+        meter: previous.map_or_else(|| Meter::new(parts.workers), |previous| previous.meter.clone()),
         mirror,
         settings: Arc::new(settings.clone()),
     })
@@ -276,12 +277,12 @@ fn addresses_of(endpoint: &config::Endpoint, addresses: &Addresses) -> Vec<Socke
     }
 }
 
-fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &mut Vec<Fault>) -> Vec<Listener> {
+fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Shared<Route>>, faults: &mut Vec<Fault>) -> Vec<Listener> {
     let mut listeners = Vec::new();
     for socket in in_the_order_of(&parts.previous.listeners, sockets_of(parts.config), faults) {
-        let mut here: Vec<&Arc<Route>> =
+        let mut here: Vec<&Shared<Route>> =
             socket.routes.iter().filter_map(|index| routes.get(&parts.config.routes[*index].name)).collect();
-        let Some(first) = here.first().map(|route| Arc::clone(route)) else { continue };
+        let Some(first) = here.first().map(|route| Shared::clone(route)) else { continue };
         let loaded = parts.previous.listeners.get(listeners.len()).filter(|_| !parts.reread);
         let tls = match loaded {
             Some(loaded) => loaded.tls.clone(),
@@ -304,8 +305,8 @@ fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Arc<Route>>, faults: &
         };
         for route in here {
             match &route.settings.matching.host {
-                Some(host) => listener.by_host.entry(host.clone()).or_default().push(Arc::clone(route)),
-                None => listener.any_host.push(Arc::clone(route)),
+                Some(host) => listener.by_host.entry(host.clone()).or_default().push(route.clone()),
+                None => listener.any_host.push(route.clone()),
             }
         }
         listeners.push(listener);
@@ -339,14 +340,14 @@ fn in_the_order_of(open: &[Listener], mut sockets: Vec<Socket>, faults: &mut Vec
 
 impl Live {
     /// The same but for one route's state. A route that is not there changes nothing.
-    pub(crate) fn with_state(&self, name: &str, state: RouteState) -> Self {
+    pub(crate) fn with_state(&self, name: &str, state: RouteState, workers: usize) -> Self {
         let Some(old) = self.routes.get(name) else {
             return Self { listeners: self.listeners.clone(), routes: self.routes.clone(), ..*self };
         };
-        let new = Arc::new(Route { state, ..Route::clone(old) });
-        let exchange = |route: &mut Arc<Route>| {
-            if Arc::ptr_eq(route, old) {
-                *route = Arc::clone(&new);
+        let new = Shared::new(Route { state, ..Route::clone(old) }, workers);
+        let exchange = |route: &mut Shared<Route>| {
+            if route.is(old) {
+                *route = new.clone();
             }
         };
         let mut listeners = self.listeners.clone();

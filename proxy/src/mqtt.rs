@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub(crate) async fn serve(accepted: Accepted) {
-    let route = accepted.listener().first.clone();
+    let route = accepted.listener().first.handle();
     let access_log = accepted.live.access_log;
     let Accepted { mut transport, client, .. } = accepted;
     let mut first_bytes = BytesMut::new();
@@ -42,7 +42,7 @@ pub(crate) async fn serve(accepted: Accepted) {
         }
         Err(_) => return route.meter.reject("connect_timeout"),
     };
-    let mut exchange = route.meter.dispatch(route.arm_of(greeting.key.as_deref()));
+    let mut exchange = Exchange::dispatch(route.meter.handle(), route.arm_of(greeting.key.as_deref()));
     let started = Instant::now();
     let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else {
         return transport.close_with(server_unavailable(greeting.version)).await;

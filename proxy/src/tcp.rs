@@ -13,13 +13,14 @@ use crate::{
     forward::{Patience, Seen, relay},
     key,
     live::Route,
+    telemetry::Exchange,
     transport::Transport,
     upstream,
     wire::client_hello::{Hello, MAX_HELLO, parse_client_hello},
 };
 
 pub(crate) async fn serve(accepted: Accepted) {
-    let route = accepted.listener().first.clone();
+    let route = accepted.listener().first.handle();
     let access_log = accepted.live.access_log;
     let Accepted { mut transport, client, .. } = accepted;
     let mut first_bytes = BytesMut::new();
@@ -27,7 +28,7 @@ pub(crate) async fn serve(accepted: Accepted) {
         Ok(key) => key,
         Err(reason) => return route.meter.reject(reason),
     };
-    let mut exchange = route.meter.dispatch(route.arm_of(key.as_deref()));
+    let mut exchange = Exchange::dispatch(route.meter.handle(), route.arm_of(key.as_deref()));
     let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else { return };
     exchange.judge(Outcome::Ok, Some(connected.latency_us));
     let timeouts = &route.settings.timeouts;

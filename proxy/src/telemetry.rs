@@ -15,7 +15,7 @@ use admin_api::{ArmObservation, Observation, Outcome, SECONDS_KEPT, Second, Tall
 use config::Arm;
 use parking_lot::Mutex;
 
-use crate::worker::PerWorker;
+use crate::worker::{Handle, PerWorker, Shared};
 
 /// The counts of one route. Survives reloads of the configuration as long as the route keeps its name.
 #[derive(Debug)]
@@ -48,18 +48,9 @@ struct History {
 }
 
 impl Meter {
-    pub(crate) fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { shards: PerWorker::new(workers), history: Mutex::default(), epoch: AtomicU64::new(0) })
-    }
-
-    /// An arm was decided: from here on the returned exchange must end one way or another.
-    pub(crate) fn dispatch(self: &Arc<Self>, arm: Arm) -> Exchange {
-        let mut shard = self.shards.local().lock();
-        shard.arms[arm as usize].dispatched += 1;
-        shard.open[arm as usize] += 1;
-        drop(shard);
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        Exchange { meter: Arc::clone(self), arm, epoch, judgement: Judgement::None, bytes_in: 0, bytes_out: 0 }
+    pub(crate) fn new(workers: usize) -> Shared<Self> {
+        let meter = Self { shards: PerWorker::new(workers), history: Mutex::default(), epoch: AtomicU64::new(0) };
+        Shared::new(meter, workers)
     }
 
     /// What is under way is evidence no more, however it ends.
@@ -132,7 +123,7 @@ impl Meter {
 /// has gone.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    meter: Arc<Meter>,
+    meter: Handle<Meter>,
     arm: Arm,
     /// The meter's when it began.
     epoch: u64,
@@ -150,6 +141,16 @@ enum Judgement {
 }
 
 impl Exchange {
+    /// An arm was decided: from here on the exchange must end one way or another.
+    pub(crate) fn dispatch(meter: Handle<Meter>, arm: Arm) -> Self {
+        let mut shard = meter.shards.local().lock();
+        shard.arms[arm as usize].dispatched += 1;
+        shard.open[arm as usize] += 1;
+        drop(shard);
+        let epoch = meter.epoch.load(Ordering::Relaxed);
+        Self { meter, arm, epoch, judgement: Judgement::None, bytes_in: 0, bytes_out: 0 }
+    }
+
     pub(crate) fn arm(&self) -> Arm {
         self.arm
     }
@@ -175,7 +176,7 @@ impl Exchange {
     pub(crate) fn fall_back(&mut self) {
         self.tally(&mut self.meter.shards.local().lock()).fallbacks += 1;
         self.judge(Outcome::Unreachable, None);
-        *self = self.meter.dispatch(Arm::Blue);
+        *self = Self::dispatch(self.meter.clone(), Arm::Blue);
     }
 
     fn tally<'a>(&self, shard: &'a mut Shard) -> &'a mut Tally {
@@ -235,13 +236,17 @@ impl Rejections {
 mod tests {
     use super::*;
 
+    fn dispatch(meter: &Shared<Meter>, arm: Arm) -> Exchange {
+        Exchange::dispatch(meter.handle(), arm)
+    }
+
     #[test]
     fn every_exchange_is_counted_once_however_it_ends() {
         let meter = Meter::new(2);
-        let mut answered = meter.dispatch(Arm::Green);
+        let mut answered = dispatch(&meter, Arm::Green);
         answered.judge(Outcome::Ok, Some(1_500));
         answered.judge(Outcome::Broken, None);
-        let abandoned = meter.dispatch(Arm::Green);
+        let abandoned = dispatch(&meter, Arm::Green);
         assert_eq!(meter.observe().green.open, 2);
         drop((answered, abandoned));
         meter.gather(1);
@@ -257,7 +262,7 @@ mod tests {
     #[test]
     fn a_fallback_is_greens_failure_and_blues_exchange() {
         let meter = Meter::new(1);
-        let mut exchange = meter.dispatch(Arm::Green);
+        let mut exchange = dispatch(&meter, Arm::Green);
         exchange.fall_back();
         assert_eq!(exchange.arm(), Arm::Blue);
         exchange.judge(Outcome::Ok, Some(10));
@@ -272,11 +277,11 @@ mod tests {
     #[test]
     fn what_began_before_a_reset_is_no_evidence_after_it() {
         let meter = Meter::new(1);
-        let mut old = meter.dispatch(Arm::Green);
+        let mut old = dispatch(&meter, Arm::Green);
         meter.gather(0);
         meter.forget();
         old.judge(Outcome::Timeout, None);
-        meter.dispatch(Arm::Green).judge(Outcome::Ok, Some(1));
+        dispatch(&meter, Arm::Green).judge(Outcome::Ok, Some(1));
         drop(old);
         meter.gather(1);
         let seen = meter.observe();
@@ -290,7 +295,7 @@ mod tests {
     fn seconds_are_kept_apart_and_the_oldest_leave() {
         let meter = Meter::new(1);
         for at in 0..(SECONDS_KEPT as u64 + 5) {
-            meter.dispatch(Arm::Blue).judge(Outcome::Ok, Some(at + 1));
+            dispatch(&meter, Arm::Blue).judge(Outcome::Ok, Some(at + 1));
             meter.gather(at);
         }
         let seen = meter.observe();

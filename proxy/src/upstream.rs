@@ -25,7 +25,7 @@ pub(crate) use tls::{UpstreamTls, read_certificates};
 
 use crate::{
     transport::Transport,
-    worker::{self, PerWorker},
+    worker::{self, Handle, PerWorker, Shared},
 };
 use pool::Pool;
 
@@ -33,7 +33,7 @@ use pool::Pool;
 #[derive(Debug)]
 pub(crate) struct ArmUpstream {
     pub(crate) arm: Arm,
-    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    pub(crate) endpoints: Vec<Shared<Endpoint>>,
     pub(crate) tls: Option<Arc<UpstreamTls>>,
     pub(crate) http_version: HttpVersion,
 }
@@ -101,8 +101,8 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// Starts healthy: the first check, or the first connection, says otherwise.
-    pub(crate) fn new(name: String, address: SocketAddr, health: Option<Health>, workers: usize) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(name: String, address: SocketAddr, health: Option<Health>, workers: usize) -> Shared<Self> {
+        let endpoint = Self {
             name,
             address,
             health,
@@ -110,7 +110,8 @@ impl Endpoint {
             speaks_h2: AtomicBool::new(false),
             in_flight: PerWorker::new(workers),
             pool: PerWorker::new(workers),
-        })
+        };
+        Shared::new(endpoint, workers)
     }
 
     pub(crate) fn is_healthy(&self) -> bool {
@@ -175,15 +176,15 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
 /// An endpoint in use; counted as load until dropped.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Handle<Endpoint>,
     worker: usize,
 }
 
 impl Lease {
-    fn new(endpoint: &Arc<Endpoint>) -> Self {
+    fn new(endpoint: &Shared<Endpoint>) -> Self {
         let worker = worker::id();
         endpoint.in_flight.of(worker).fetch_add(1, Ordering::Relaxed);
-        Self { endpoint: Arc::clone(endpoint), worker }
+        Self { endpoint: endpoint.handle(), worker }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -231,7 +232,7 @@ mod tests {
         let (kept, is_kept) = tokio::sync::oneshot::channel();
         let (end, ends) = tokio::sync::oneshot::channel::<()>();
         let other = std::thread::spawn({
-            let endpoint = Arc::clone(&endpoint);
+            let endpoint = endpoint.clone();
             move || {
                 worker::enter(2);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

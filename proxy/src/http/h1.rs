@@ -38,6 +38,7 @@ use crate::{
     transport::Transport,
     upstream::{Lease, NotConnected, establish, is_shortage},
     wire::http1::{self, BodyLength, Head, Rejection, Scan, rejection_response, scan},
+    worker::Handle,
 };
 use exchange::{Broken, Exchange, Framing, Patience, Upload, Upstream};
 use request::Request;
@@ -90,7 +91,7 @@ enum After {
 }
 
 enum Decision {
-    Carry(Carried, Arc<Route>),
+    Carry(Carried, Handle<Route>),
     Foreign,
     Answer(OwnAnswer),
 }
@@ -326,7 +327,7 @@ impl Http1 {
         let key = key::of_http(&route.settings.key, &caller);
         let wanted = if route.settings.allow_override { request.wanted_arm() } else { None };
         let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
-        let exchange = route.meter.dispatch(arm);
+        let exchange = telemetry::Exchange::dispatch(route.meter.handle(), arm);
         request.write(out, client.address.ip(), client.tls);
         let line = live
             .access_log
@@ -342,7 +343,7 @@ impl Http1 {
             exchange,
             line,
         };
-        Decision::Carry(carried, Arc::clone(route))
+        Decision::Carry(carried, route.handle())
     }
 
     /// Stages 4 to 6: connects, moves the request and its answer, and says how it ended. `request`: its head.

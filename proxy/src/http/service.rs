@@ -31,6 +31,7 @@ use crate::{
     plane::Plane,
     telemetry::Exchange,
     upstream::{self, ArmUpstream, Lease},
+    worker::{Handle, Shared},
 };
 
 /// Tells which arm answered, and in requests, where a route allows it, which one shall.
@@ -60,7 +61,7 @@ impl Service {
 pub(super) struct Ctx {
     connection: Option<Arc<Connection>>,
     /// As of when the request came; a split that changes later is not this request's.
-    route: Option<Arc<Route>>,
+    route: Option<Handle<Route>>,
     exchange: Option<Exchange>,
     started: Option<Instant>,
     /// When the last part of the request's body came.
@@ -81,7 +82,7 @@ pub(super) struct Ctx {
 }
 
 impl Ctx {
-    fn upstream(&self) -> Option<(&Arc<Route>, &Arc<ArmUpstream>)> {
+    fn upstream(&self) -> Option<(&Route, &Arc<ArmUpstream>)> {
         let route = self.route.as_ref()?;
         Some((route, route.upstream(self.exchange.as_ref()?.arm())))
     }
@@ -122,7 +123,7 @@ impl ProxyHttp for Service {
         ctx.access_log = live.access_log;
         let request = session.req_header();
         let route = live.listeners[connection.listener].find(&host(request), request.uri.path());
-        let Some(route) = route.cloned() else {
+        let Some(route) = route.map(Shared::handle) else {
             self.plane.rejections.count("no_route");
             ctx.connection = Some(connection);
             respond(session, StatusCode::NOT_FOUND, "no route takes this host and path").await?;
@@ -139,7 +140,7 @@ impl ProxyHttp for Service {
         let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
         // The mirror samples by key, later, when it is known what exactly the arm is sent.
         ctx.key = route.mirror.is_some().then(|| key.map(|key| key.into_owned())).flatten();
-        ctx.exchange = Some(route.meter.dispatch(arm));
+        ctx.exchange = Some(Exchange::dispatch(route.meter.handle(), arm));
         ctx.started = Some(Instant::now());
         let timeouts = &route.settings.timeouts;
         session.set_read_timeout(Some(timeouts.response_header));
