@@ -6,6 +6,7 @@ use config::{Arm, Config, Split};
 use futures::future::BoxFuture;
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Split state of one route, as recorded and as live.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -32,6 +33,10 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Forgets what is under way on a route, as evidence: what began before this call is counted in totals when it ends,
     /// and in no [`Second`]. A route the plane does not have is ignored.
     fn forget(&self, route: &str);
+
+    /// From now on counts the keys that are answered later than this; `None`: none are. Microseconds. A route the plane does
+    /// not have is ignored.
+    fn watch_slower_than(&self, route: &str, us: Option<u64>);
 
     /// Replaces the routes by those of `config`. `states` has an entry for every one of them. Evidence, health and
     /// counts of routes that keep their name are kept. Errors: nothing has changed.
@@ -109,6 +114,8 @@ pub struct ArmObservation {
 pub struct EndpointObservation {
     pub address: String,
     pub healthy: bool,
+    /// Checks that have failed in a row; 0 without checks.
+    pub failed_checks: u32,
     pub in_flight: u64,
 }
 
@@ -117,8 +124,11 @@ pub struct EndpointObservation {
 pub struct Second {
     /// Seconds since the plane started; grows by one from entry to entry.
     pub at: u64,
+    /// With the placebo slice.
     pub blue: Tally,
     pub green: Tally,
+    /// Of blue: a slice of its keys, by a salt of its own, as large as green as far as blue reaches.
+    pub placebo: Tally,
 }
 
 impl Second {
@@ -188,6 +198,18 @@ pub struct Tally {
     /// Microseconds from the request to the end of the response's header (HTTP), CONNECT to CONNACK (MQTT), to an
     /// established upstream connection (TCP); of answered ones, that is of `Ok`, `Declined` and `Refused`.
     pub latency_us: Histogram<u64>,
+    /// Whose failures these were, of those that a single client may be to blame for: all but `Unreachable`.
+    pub failed_keys: Keys,
+    /// Who was answered later than [`DataPlane::watch_slower_than`] says.
+    pub slow_keys: Keys,
+    /// Of what was dispatched the guard's `answer_within` before this second: how many, and how many of them had
+    /// no answer when this second ended.
+    pub due: u64,
+    pub overdue: u64,
+    /// Whose those were.
+    pub overdue_keys: Keys,
+    /// The last failure, in words.
+    pub sample: Option<Sample>,
 }
 
 /// Latencies above this are recorded as this: one hour.
@@ -203,6 +225,12 @@ impl Default for Tally {
             bytes_out: 0,
             // Two significant digits are within 1 %; auto-resizing keeps an idle second at a few hundred bytes.
             latency_us: Histogram::new(2).expect("two digits are valid"),
+            failed_keys: Keys::default(),
+            slow_keys: Keys::default(),
+            due: 0,
+            overdue: 0,
+            overdue_keys: Keys::default(),
+            sample: None,
         }
     }
 }
@@ -245,6 +273,14 @@ impl Tally {
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.latency_us.add(&other.latency_us).expect("both resize");
+        self.failed_keys.add(&other.failed_keys);
+        self.slow_keys.add(&other.slow_keys);
+        self.due += other.due;
+        self.overdue += other.overdue;
+        self.overdue_keys.add(&other.overdue_keys);
+        if other.sample.is_some() {
+            self.sample.clone_from(&other.sample);
+        }
     }
 
     /// Back to zero, keeping the histogram's memory.
@@ -255,12 +291,80 @@ impl Tally {
         self.bytes_in = 0;
         self.bytes_out = 0;
         self.latency_us.reset();
+        self.failed_keys.clear();
+        self.slow_keys.clear();
+        (self.due, self.overdue) = (0, 0);
+        self.overdue_keys.clear();
+        self.sample = None;
     }
 
     /// Latency at a quantile (0 to 1) in microseconds; `None` without samples.
     pub fn quantile_us(&self, quantile: f64) -> Option<u64> {
         (!self.latency_us.is_empty()).then(|| self.latency_us.value_at_quantile(quantile))
     }
+}
+
+/// How often each of some keys was seen. Keys are told apart by a hash of 64 bits; nothing leads back to them. Of more
+/// than [`Keys::MOST`] the rest is counted together.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Keys {
+    counts: Vec<(u64, u64)>,
+    rest: u64,
+}
+
+impl Keys {
+    /// Told apart.
+    pub const MOST: usize = 64;
+
+    pub fn count(&mut self, key: u64) {
+        self.count_times(key, 1);
+    }
+
+    fn count_times(&mut self, key: u64, times: u64) {
+        match self.counts.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, count)) => *count += times,
+            None if self.counts.len() < Self::MOST => self.counts.push((key, times)),
+            None => self.rest += times,
+        }
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        other.counts.iter().for_each(|(key, times)| self.count_times(*key, *times));
+        self.rest += other.rest;
+    }
+
+    pub fn clear(&mut self) {
+        self.counts.clear();
+        self.rest = 0;
+    }
+
+    /// How many different ones there are at least.
+    pub fn distinct(&self) -> usize {
+        self.counts.len() + usize::from(self.rest > 0)
+    }
+
+    /// How often the `most` commonest ones were seen, together.
+    pub fn of_the_commonest(&self, most: usize) -> u64 {
+        let mut counts: Vec<u64> = self.counts.iter().map(|(_, count)| *count).collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        counts.iter().take(most).sum()
+    }
+}
+
+/// One failure, in words.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Sample {
+    /// RFC 3339.
+    pub at: String,
+    /// A name of [`Outcome`].
+    #[schema(value_type = String, example = "refused")]
+    pub outcome: &'static str,
+    /// HTTP status, or CONNACK code.
+    pub status: Option<u16>,
+    /// `host:port` that it came from, if there was one.
+    pub endpoint: Option<String>,
+    /// What went wrong; never what a client or an arm wrote.
+    pub message: String,
 }
 
 /// What became of the copies of a route.

@@ -17,7 +17,7 @@ pub use fault::{Fault, Faults};
 pub use reload::restart_needed;
 pub use route::{
     ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
-    Protocol, Route, Timeouts, TlsFiles, UpstreamTls,
+    PauseLimits, Protocol, Route, SharedCause, Timeouts, TlsFiles, UpstreamTls,
 };
 pub use split::{Arm, BUCKETS, NotAPercentage, Split};
 

@@ -260,16 +260,66 @@ pub struct Mirror {
 pub struct Guard {
     /// Green's failed share that is one too many, 0 to 1. Default 0.05.
     pub max_error_rate: f64,
-    /// Green's p95 divided by blue's that is too much, above 1. Default 2.
-    pub max_p95_ratio: f64,
-    /// How far back it looks. Default 10 s; 1 s to 5 min.
-    pub window: Duration,
-    /// Outcomes that each arm must have within the window before a rule judges. Default 20.
+    /// How much more often than blue green may fail, as a share of blue's: 0.5 is up by half. Default: not asked.
+    pub max_error_increase: Option<f64>,
+    /// Green's quantile divided by blue's that is too much, above 1. Only p95 has a default, 2.
+    pub max_p50_ratio: Option<f64>,
+    pub max_p95_ratio: Option<f64>,
+    pub max_p99_ratio: Option<f64>,
+    /// The least that the share of what green answers in time may be of blue's. Default 0.5.
+    pub min_throughput: f64,
+    /// What is not answered in this time is not answered, for `min_throughput`. Whole seconds. Default 5 s.
+    pub answer_within: Duration,
+    /// The least share of mirrored pairs that must match. Default: not asked.
+    pub min_match_rate: Option<f64>,
+    /// Checks in a row that every endpoint of green may fail. Default 3.
+    pub max_failed_checks: u32,
+    /// Outcomes of green that a rule must have before it says `pass`. Default 20.
     pub min_requests: u64,
+    /// Different keys that must have seen green's bad events before it is tripped for them. Default 3.
+    pub min_keys: u32,
+    /// How far back blue is looked at for what is usual. Whole seconds. Default 5 min.
+    pub baseline: Duration,
+    /// What to do when blue breaks the limits as well.
+    pub shared_cause: SharedCause,
+    /// Lower limits, above which a plan waits and somebody is told.
+    pub pause: PauseLimits,
+}
+
+/// What to do when both arms are bad at once.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SharedCause {
+    /// Moving everybody to a blue that is as sick helps nobody.
+    #[default]
+    Hold,
+    Rollback,
+}
+
+/// Limits of [`Guard`] at which a plan does not go on. `None`: not asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PauseLimits {
+    pub max_error_rate: Option<f64>,
+    pub max_p95_ratio: Option<f64>,
+    pub min_match_rate: Option<f64>,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { max_error_rate: 0.05, max_p95_ratio: 2.0, window: Duration::from_secs(10), min_requests: 20 }
+        Self {
+            max_error_rate: 0.05,
+            max_error_increase: None,
+            max_p50_ratio: None,
+            max_p95_ratio: Some(2.0),
+            max_p99_ratio: None,
+            min_throughput: 0.5,
+            answer_within: Duration::from_secs(5),
+            min_match_rate: None,
+            max_failed_checks: 3,
+            min_requests: 20,
+            min_keys: 3,
+            baseline: Duration::from_secs(300),
+            shared_cause: SharedCause::Hold,
+            pause: PauseLimits::default(),
+        }
     }
 }

@@ -254,34 +254,76 @@ fn mirror(table: &mut Table<'_>) -> Option<Mirror> {
 fn guard(table: &mut Table<'_>) -> Option<Guard> {
     let default = Guard::default();
     let armed = table.choice("mode", &[("on", true), ("off", false)], true);
-    let max_error_rate = within(
-        table.take("max_error_rate"),
-        default.max_error_rate,
-        |rate| rate > 0.0 && rate < 1.0,
-        "write a share above 0 and below 1, such as 0.05 for 5 per cent",
+    let max_error_rate = optional_share(table, "max_error_rate").unwrap_or(default.max_error_rate);
+    let max_error_increase = bounded(
+        table.take("max_error_increase"),
+        |increase| increase > 0.0 && increase <= 100.0,
+        "write a share of blue's error rate above 0 and at most 100, such as 0.5 for half as much again",
     );
-    let max_p95_ratio = within(
-        table.take("max_p95_ratio"),
-        default.max_p95_ratio,
-        |ratio| ratio > 1.0 && ratio <= 100.0,
-        "write a ratio above 1 and at most 100, such as 2.0 for twice blue's p95",
-    );
-    let window = table.duration("window", default.window);
-    // Evidence is counted second by second, and kept for five minutes.
-    if window.subsec_nanos() > 0 || window > Duration::from_secs(300) {
-        table.fault("window", format!("{window:?} is not a window"), "write whole seconds from \"1s\" to \"5m\"");
-    }
-    let min_requests = table.integer("min_requests", 1..=1_000_000_000, default.min_requests);
-    armed.then_some(Guard { max_error_rate, max_p95_ratio, window, min_requests })
+    let guard = Guard {
+        max_error_rate,
+        max_error_increase,
+        max_p50_ratio: optional_ratio(table, "max_p50_ratio"),
+        max_p95_ratio: optional_ratio(table, "max_p95_ratio").or(default.max_p95_ratio),
+        max_p99_ratio: optional_ratio(table, "max_p99_ratio"),
+        min_throughput: optional_share(table, "min_throughput").unwrap_or(default.min_throughput),
+        answer_within: whole_seconds(table, "answer_within", default.answer_within, 1..=60),
+        min_match_rate: optional_share(table, "min_match_rate"),
+        max_failed_checks: table.integer("max_failed_checks", 1..=1000, default.max_failed_checks),
+        min_requests: table.integer("min_requests", 1..=1_000_000_000, default.min_requests),
+        min_keys: table.integer("min_keys", 1..=32, default.min_keys),
+        baseline: whole_seconds(table, "baseline", default.baseline, 10..=300),
+        shared_cause: table.choice(
+            "shared_cause",
+            &[("hold", SharedCause::Hold), ("rollback", SharedCause::Rollback)],
+            default.shared_cause,
+        ),
+        pause: table
+            .table("pause", "[route.guard.pause] with max_error_rate = 0.01", |table| pause_limits(table))
+            .unwrap_or_default(),
+    };
+    armed.then_some(guard)
 }
 
-fn within(value: Option<Value<'_>>, default: f64, range: impl Fn(f64) -> bool, cure: &str) -> f64 {
-    let Some(value) = value else { return default };
-    let Some(number) = value.number() else { return default };
+fn pause_limits(table: &mut Table<'_>) -> PauseLimits {
+    PauseLimits {
+        max_error_rate: optional_share(table, "max_error_rate"),
+        max_p95_ratio: optional_ratio(table, "max_p95_ratio"),
+        min_match_rate: optional_share(table, "min_match_rate"),
+    }
+}
+
+fn optional_share(table: &mut Table<'_>, key: &'static str) -> Option<f64> {
+    let cure = "write a share above 0 and below 1, such as 0.05 for 5 per cent";
+    bounded(table.take(key), |share| share > 0.0 && share < 1.0, cure)
+}
+
+fn optional_ratio(table: &mut Table<'_>, key: &'static str) -> Option<f64> {
+    let cure = "write a ratio above 1 and at most 100, such as 2.0 for twice blue's";
+    bounded(table.take(key), |ratio| ratio > 1.0 && ratio <= 100.0, cure)
+}
+
+/// Evidence is counted second by second.
+fn whole_seconds(table: &mut Table<'_>, key: &'static str, default: Duration, range: RangeInclusive<u64>) -> Duration {
+    let duration = table.duration(key, default);
+    if duration.subsec_nanos() > 0 || !range.contains(&duration.as_secs()) {
+        let (least, most) = range.into_inner();
+        table.fault(
+            key,
+            format!("{duration:?} is out of range"),
+            format!("write whole seconds from \"{least}s\" to \"{most}s\""),
+        );
+    }
+    duration
+}
+
+fn bounded(value: Option<Value<'_>>, range: impl Fn(f64) -> bool, cure: &str) -> Option<f64> {
+    let value = value?;
+    let number = value.number()?;
     if !range(number) {
         value.fault(format!("{number} is out of range"), cure);
     }
-    number
+    Some(number)
 }
 
 fn arm(
