@@ -130,6 +130,7 @@ pub struct RouteView {
 pub struct Watched {
     pub route: String,
     pub policy: config::Guard,
+    pub split: Split,
     /// Only seconds above this one are evidence.
     pub after: Option<u64>,
     /// Counts resets. A judgement of an earlier epoch is void.
@@ -383,9 +384,11 @@ impl Control {
             if entry.live.latch.is_some() {
                 continue;
             }
-            match route.guard.filter(|_| entry.live.split > Split::NONE) {
+            let split = entry.live.split;
+            match route.guard.filter(|_| split > Split::NONE) {
                 Some(policy) => {
-                    watched.push(Watched { route: route.name.clone(), policy, after: entry.after, epoch: entry.epoch })
+                    let (after, epoch) = (entry.after, entry.epoch);
+                    watched.push(Watched { route: route.name.clone(), policy, split, after, epoch });
                 }
                 None => entry.judgement = None,
             }

@@ -1,27 +1,28 @@
-//! Judges green: `pass`, `unknown` or `breach`, with the evidence in the answer. No I/O, no clock, no memory.
+//! Judges green: `pass`, `unknown` or `breach`, with the evidence in the answer. No I/O, no clock: a second is an argument.
 //!
-//! Every rule is the same question: is green's share of bad events above the allowed share, beyond chance? The bound
-//! is Chernoff's (the relative entropy between what was seen and what is allowed), which holds for every sample size.
-//! It must hold whichever second of the window is left out, so that one stalled second never trips a route, while a
-//! green that fails altogether does so in its second or third.
+//! Every rule is the same question, "is green's share of bad events above what is allowed?", asked by the same test
+//! ([`cusum`]), second by second. Some ask of a limit (`error_rate`), others of blue ([`baseline`]): that green's p95 is
+//! above a time is the same as more than 5 % of green being slower than that time, which only takes counting.
 //!
-//! It is asked of three windows: the policy's is quick, the longer ones see what comes seldom or thinly. They share the
-//! chance of a false alarm between them.
-//!
-//! And it is asked twice: green must be above the limit, and above what blue shows at the same time. Moving everybody
-//! to a blue that is as sick helps nobody.
+//! A breach takes two things more. The bad events must not be the work of one or two clients. And green must be worse than
+//! blue at the same time: moving everybody to a blue that is as sick helps nobody.
 
+mod baseline;
 mod bound;
+mod cusum;
+mod rule;
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
-use bound::{BLUE_NATS, GREEN_NATS};
-use config::Guard;
-use hdrhistogram::Histogram;
+use baseline::Baseline;
+pub use baseline::BaselineReport;
+use config::SharedCause;
+use cusum::Events;
+use rule::{Finding, Rule, Seen};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{Outcome, SECONDS_KEPT, Second, Tally};
+use crate::{EndpointObservation, Keys, Outcome, Second, Tally};
 
 /// What the guard thinks of green.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
@@ -29,9 +30,9 @@ use crate::{Outcome, SECONDS_KEPT, Second, Tally};
 pub enum Verdict {
     /// Enough was seen, and it is within the limits.
     Pass,
-    /// Too little was seen to say; or it is above a limit, but not yet beyond chance.
+    /// Too little was seen to say; or something speaks against green, but not enough; or both arms are bad.
     Unknown,
-    /// Above a limit beyond chance.
+    /// Green breaks a limit, beyond chance.
     Breach,
 }
 
@@ -52,47 +53,67 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// A sentence.
     pub reason: String,
-    /// Seconds that `blue` and `green` are about: the policy's window, or less after a start or a reset. A rule may have
-    /// looked further back.
+    /// Green breaks a limit, and blue does at the same time.
+    pub shared_cause: bool,
+    /// Why a plan must not go on although nothing is broken: a limit of `[route.guard.pause]`.
+    pub pause: Option<String>,
+    /// Seconds that `blue` and `green` are about: a minute, or less after a start or a reset.
     pub window_seconds: u64,
     pub rules: Vec<Evidence>,
     pub blue: ArmEvidence,
     pub green: ArmEvidence,
+    pub baseline: BaselineReport,
+    /// What the same guard says of a slice of blue that is as large as green. Null while there is none.
+    pub placebo: Option<PlaceboReport>,
+}
+
+/// A slice of blue, judged as if it were green: whatever trips there is a false alarm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub struct PlaceboReport {
+    /// Breaches since the process started.
+    pub trips: u64,
+    /// Seconds in which there was something to judge.
+    pub seconds: u64,
+    /// Breaches a day, were it always so; null below an hour.
+    pub trips_per_day: Option<f64>,
+    /// Of the rule with the most, as [`Evidence::evidence`].
+    pub evidence: f64,
 }
 
 /// One rule's verdict and numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Evidence {
-    #[schema(value_type = String, example = "error_rate")]
-    pub rule: &'static str,
+    /// `error_rate`, `p95_ratio`, …, `signal:NAME`.
+    #[schema(example = "error_rate")]
+    pub rule: String,
     pub verdict: Verdict,
     /// A sentence.
     pub reason: String,
-    /// Seconds that this rule's verdict and numbers are about: of the windows that were judged, the one that tells.
-    pub window_seconds: u64,
+    /// How strongly it speaks against green: 1 is a breach. 0 where nothing does.
+    pub evidence: f64,
     /// From the configuration, in the rule's own unit: a share, or a ratio.
     pub limit: f64,
-    /// What `limit` is compared with by eye; null when there is nothing to divide by.
+    /// What `limit` is compared with by eye, over the last minute; null when there is nothing to divide by.
     pub observed: Option<f64>,
+    /// The same since the split last rose.
+    pub observed_since_raise: Option<f64>,
+    /// Seconds that the counts below are about: since the evidence was last 0, or else the last minutes.
+    pub window_seconds: u64,
     /// Bad events of green, and the events they are part of.
     pub bad: u64,
     pub of: u64,
-    /// The share of bad events that is allowed: by the limit, or, if that is more, what blue's may be.
-    pub allowed_share: f64,
-    /// What the true share of bad events is at least, all but certainly, whichever second is left out. A breach is when
-    /// it is above `allowed_share`. Null below the minimum; 0 may stand for any share within the limit.
-    pub share_at_least: Option<f64>,
-    /// Events each side must have before the rule judges; 0: that side is not asked.
-    pub minimum_blue: u64,
+    /// The same of blue in these seconds, where it is asked and something speaks against green.
+    pub blue_bad: u64,
+    pub blue_of: u64,
+    /// Different keys that green's bad events were of, as far as they are known, at least.
+    pub keys: u64,
+    /// The share of bad events that is allowed; null while it is not known what is usual.
+    pub allowed_share: Option<f64>,
+    /// Events of green that a `pass` takes.
     pub minimum_green: u64,
-    pub blue: u64,
-    pub green: u64,
-    /// What blue's share of bad events may be at most, all but certainly, had its traffic come when green's did. The
-    /// fewer outcomes blue has, the higher it is. Null where blue is not asked or has had no traffic.
-    pub blue_share_at_most: Option<f64>,
     pub blue_p95_ms: Option<f64>,
     pub green_p95_ms: Option<f64>,
-    /// Milliseconds that a request of green must exceed to count as bad (`p95_ratio`).
+    /// Milliseconds above which a request counts as slow (`p50_ratio`, `p95_ratio`, `p99_ratio`).
     pub threshold_ms: Option<f64>,
 }
 
@@ -136,525 +157,552 @@ impl ArmEvidence {
     }
 }
 
-/// Judges green by three windows of whole seconds: the policy's, and the longer ones of [`WINDOWS`].
-///
-/// `seconds`: all that the plane remembers, oldest first. `after`: only seconds whose `at` is above it are evidence;
-/// a reset raises it. `None`: all are.
-pub fn judge(policy: &Guard, seconds: &[Arc<Second>], after: Option<u64>) -> Judgement {
-    let evidence = &seconds[seconds.partition_point(|second| after.is_some_and(|after| second.at <= after))..];
-    let own = policy.window.as_secs().clamp(SHORTEST_WINDOW, SECONDS_KEPT as u64) as usize;
-    let lengths = WINDOWS.map(|times| (own * times).min(SECONDS_KEPT));
-    let seen = Seen::of(evidence, lengths);
+/// What else is known of a route in a second.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    pub mirror: Option<MirrorSecond>,
+    pub blue_endpoints: Vec<EndpointObservation>,
+    pub green_endpoints: Vec<EndpointObservation>,
+    pub signals: Vec<SignalReading>,
+}
 
-    let each =
-        |rule: fn(&Guard, &Window<'_>) -> Evidence| seen.windows.iter().map(|window| rule(policy, window)).collect();
-    let is_breach = |rule: &Evidence| rule.verdict == Verdict::Breach;
-    // It never breaches, so what it is unsure of is what it has to tell.
-    let is_doubt = |rule: &Evidence| rule.verdict == Verdict::Unknown && rule.share_at_least.is_some();
-    let rules = vec![
-        telling(each(error_rate), is_breach),
-        telling(each(p95_ratio), is_breach),
-        telling(lengths.map(|length| no_answers(policy, length, &seen)).into(), is_breach),
-        telling(each(declined_share), is_doubt),
-    ];
-    let (verdict, reason) = conclude(&rules);
-    let own = seen.windows.first().expect("the policy's window is always among them");
-    Judgement {
-        verdict,
-        reason,
-        window_seconds: own.seconds.len() as u64,
-        rules,
-        blue: ArmEvidence::of(&own.blue),
-        green: ArmEvidence::of(&own.green),
+/// Pairs of answers that were compared in a second.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct MirrorSecond {
+    pub pairs: u64,
+    pub mismatches: u64,
+}
+
+/// What a signal from outside says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SignalReading {
+    pub name: String,
+    pub verdict: Verdict,
+    /// A sentence.
+    pub reason: String,
+    pub value: Option<f64>,
+    pub limit: f64,
+}
+
+/// One route's guard.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    policy: config::Guard,
+    rulings: Vec<Ruling>,
+    baseline: Baseline,
+    recent: Recent,
+    /// Since the split last rose.
+    since_raise: Sums,
+    /// Blue's latencies when it was last looked up what is slow.
+    latencies: u64,
+    /// Seconds since green last had an outcome.
+    silence: u64,
+}
+
+/// A rule as it is configured.
+#[derive(Clone, Debug)]
+struct Ruling {
+    what: What,
+    limit: f64,
+    consequence: Consequence,
+    /// Microseconds above which an answer is slow, for the rules that ask. `None` while it is not known.
+    slow_us: Option<u64>,
+    rule: Rule,
+}
+
+/// What counts as bad.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum What {
+    Failed,
+    /// More than blue usually does.
+    FailedMore,
+    Unreachable,
+    Slow(Quantile),
+    /// Not answered in time.
+    Overdue,
+    Mismatched,
+    /// Turned away, more than blue usually does.
+    Declined,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Quantile {
+    P50,
+    P95,
+    P99,
+}
+
+impl Quantile {
+    /// The share of requests above it.
+    fn tail(self) -> f64 {
+        match self {
+            Self::P50 => 0.5,
+            Self::P95 => 0.05,
+            Self::P99 => 0.01,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::P50 => "p50",
+            Self::P95 => "p95",
+            Self::P99 => "p99",
+        }
     }
 }
 
-/// Seconds. In a shorter one nothing is left when a second is left out.
-const SHORTEST_WINDOW: u64 = 3;
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Consequence {
+    Trip,
+    /// A plan waits.
+    Pause,
+    /// There is no `pass`. Clients differ and may be wrong.
+    Doubt,
+}
 
-/// The windows that are judged, as multiples of the policy's; none is longer than what is kept.
-const WINDOWS: [usize; bound::WINDOWS] = [1, 6, 30];
-
-/// What is looked at, summed once.
-struct Seen<'a> {
-    /// Shortest first; at least one. Those that would hold the same seconds are one.
-    windows: Vec<Window<'a>>,
-    /// All evidence there is, and its sums.
-    seconds: &'a [Arc<Second>],
+/// What was seen of both arms, and of the mirror.
+#[derive(Clone, Debug, Default)]
+struct Sums {
     blue: Tally,
     green: Tally,
+    mirror: MirrorSecond,
 }
 
-/// The newest seconds, oldest first, and their sums.
-struct Window<'a> {
-    seconds: &'a [Arc<Second>],
-    blue: Tally,
-    green: Tally,
+/// The last minute.
+#[derive(Clone, Debug, Default)]
+struct Recent {
+    seconds: VecDeque<(Arc<Second>, MirrorSecond)>,
+    sums: Sums,
 }
 
-impl<'a> Seen<'a> {
-    /// Goes back in time once. Adding histograms is most of what a judgement costs.
-    fn of(seconds: &'a [Arc<Second>], lengths: [usize; WINDOWS.len()]) -> Self {
-        let mut seen = Self { windows: Vec::new(), seconds, blue: Tally::default(), green: Tally::default() };
-        let mut summed = 0;
-        for length in lengths.map(|length| length.min(seconds.len())) {
-            if length > summed || seen.windows.is_empty() {
-                seen.add(summed..length);
-                summed = length;
-                let seconds = &seconds[seconds.len() - length..];
-                seen.windows.push(Window { seconds, blue: seen.blue.clone(), green: seen.green.clone() });
-            }
-        }
-        seen.add(summed..seconds.len());
-        seen
+impl Sums {
+    fn add(&mut self, second: &Second, mirror: MirrorSecond) {
+        self.blue.add_counts(&second.blue);
+        self.green.add_counts(&second.green);
+        self.mirror.pairs += mirror.pairs;
+        self.mirror.mismatches += mirror.mismatches;
     }
 
-    /// `ages`: seconds by their distance from the newest.
-    fn add(&mut self, ages: Range<usize>) {
-        for second in self.seconds.iter().rev().skip(ages.start).take(ages.len()) {
-            self.blue.add(&second.blue);
-            self.green.add(&second.green);
-        }
+    fn take_away(&mut self, second: &Second, mirror: MirrorSecond) {
+        self.blue.take_away(&second.blue);
+        self.green.take_away(&second.green);
+        self.mirror.pairs -= mirror.pairs;
+        self.mirror.mismatches -= mirror.mismatches;
     }
 }
 
-impl Window<'_> {
-    fn events(&self, events: impl Fn(&Second) -> Events) -> Vec<Events> {
-        self.seconds.iter().map(|second| events(second)).collect()
+impl Recent {
+    fn add(&mut self, second: &Arc<Second>, mirror: MirrorSecond) {
+        self.sums.add(second, mirror);
+        self.seconds.push_back((Arc::clone(second), mirror));
+        if self.seconds.len() > RECENT_SECONDS
+            && let Some((oldest, mirror)) = self.seconds.pop_front()
+        {
+            self.sums.take_away(&oldest, mirror);
+        }
     }
 }
 
-/// Of one rule's evidence, shortest window first, that which decides: the first that is alarming, else the first that
-/// has enough to go by, else the longest.
-fn telling(mut windows: Vec<Evidence>, alarming: impl Fn(&Evidence) -> bool) -> Evidence {
-    let first = windows.iter().position(alarming);
-    let enough = || windows.iter().position(|rule| rule.share_at_least.is_some());
-    let index = first.or_else(enough).unwrap_or(windows.len() - 1);
-    windows.swap_remove(index)
-}
+const RECENT_SECONDS: usize = 60;
 
-/// One breach is a breach. A pass needs the error rate, and no rule that has enough to go by and still cannot say.
-fn conclude(rules: &[Evidence]) -> (Verdict, String) {
-    let undecided = |rule: &&Evidence| {
-        rule.verdict == Verdict::Unknown && (rule.rule == ERROR_RATE || rule.share_at_least.is_some())
-    };
-    let breaches: Vec<&Evidence> = rules.iter().filter(|rule| rule.verdict == Verdict::Breach).collect();
-    if !breaches.is_empty() {
-        let reasons: Vec<&str> = breaches.iter().map(|rule| rule.reason.as_str()).collect();
-        return (Verdict::Breach, reasons.join("; "));
-    }
-    match rules.iter().find(undecided) {
-        Some(rule) => (Verdict::Unknown, rule.reason.clone()),
-        None => (Verdict::Pass, "green is within its limits".to_owned()),
-    }
-}
-
-const ERROR_RATE: &str = "error_rate";
-const P95_RATIO: &str = "p95_ratio";
-const NO_ANSWERS: &str = "no_answers";
-const DECLINED_SHARE: &str = "declined_share";
-
-/// Green's failed share against an absolute limit, and against blue's.
-///
-/// A blue without traffic is not asked: the limit alone judges. A thin one is asked, and counts for what it can show:
-/// 5 outcomes without a failure leave it possible that 80 % of blue's fail, 20 that 33 %, 157 that 5 %, and green must
-/// be above that. So beside a thin blue a green that fails altogether trips, and one that fails now and then waits for
-/// a longer window. Taking few good outcomes for a well blue would, in an outage of both, move everybody to it by luck.
-fn error_rate(policy: &Guard, window: &Window<'_>) -> Evidence {
-    let limit = policy.max_error_rate;
-    let events = window.events(|second| Events::failed(&second.green));
-    let mut rule = Share { allowed: limit, minimum: policy.min_requests }.judge(&events);
-    let above_limit = rule.verdict == Verdict::Breach;
-    let blue = AtTheSameTime::of(window.seconds, |second| Events::failed(&second.blue), |second| second.green.judged());
-    rule.must_exceed(blue.as_ref());
-
-    let (bad, of, length) = (rule.bad, rule.of, window.seconds.len());
-    let (blue_bad, blue_of) = (window.blue.failures(), window.blue.judged());
-    let share = percent(rule.share().unwrap_or_default());
-    let blue_share = percent(window.blue.error_rate().unwrap_or_default());
-    let failed = format!("green failed {bad} of {of} ({share}) in the last {length} s");
-    let reason = match rule.verdict {
-        Verdict::Unknown if rule.at_least.is_none() => {
-            format!("green has {of} outcomes in the last {length} s; at least {} are needed", policy.min_requests)
-        }
-        Verdict::Unknown if above_limit && blue.is_some_and(|blue| blue.share > limit) => {
-            format!("{failed}, but blue fails too ({blue_bad} of {blue_of}, {blue_share}): not tripped")
-        }
-        Verdict::Unknown if above_limit => format!(
-            "{failed}, but blue has too few outcomes to say that it fails less ({blue_bad} of {blue_of} failed): not \
-             tripped"
-        ),
-        Verdict::Unknown => format!("{failed}; above the limit of {}, but not beyond chance", percent(limit)),
-        Verdict::Pass => format!("{failed}; the limit is {}", percent(limit)),
-        Verdict::Breach => {
-            let at_least = percent(rule.at_least.unwrap_or_default());
-            let beside = match blue_of {
-                0 => String::new(),
-                _ => format!("; blue failed {blue_bad} of {blue_of} ({blue_share})"),
-            };
-            format!("{failed}; its error rate is at least {at_least}, the limit is {}{beside}", percent(limit))
-        }
-    };
-    Evidence {
-        limit,
-        observed: rule.share(),
-        minimum_green: policy.min_requests,
-        blue: blue_of,
-        green: of,
-        blue_share_at_most: blue.map(|blue| blue.at_most()),
-        ..rule.evidence(ERROR_RATE, reason, length)
-    }
-}
-
-/// Green's p95 against blue's over the same window. That green's p95 is above a time is the same as more than 5 % of
-/// green being slower than that time, which only takes counting. The time is the ratio times an upper bound of blue's
-/// p95 (an order statistic), so that blue's own luck does not trip green, and [`TOO_QUICK_TO_TELL_US`] above it at
-/// least. Blue must not have been that slow itself when green was.
-fn p95_ratio(policy: &Guard, window: &Window<'_>) -> Evidence {
-    let limit = policy.max_p95_ratio;
-    let (blue_count, green_count) = (window.blue.latency_us.len(), window.green.latency_us.len());
-    let minimum_blue = policy.min_requests.max(bound::smallest_sample(TAIL, BLUE_NATS));
-    let p95_us = |tally: &Tally| tally.quantile_us(1.0 - TAIL).map(|us| us as f64);
-    let (blue_us, green_us) = (p95_us(&window.blue), p95_us(&window.green));
-    let observed = green_us.zip(blue_us).map(|(green, blue)| green / blue.max(1.0));
-    let too_slow_us = |blue: f64| (blue * limit).max(blue + TOO_QUICK_TO_TELL_US);
-
-    let threshold_us = (blue_count >= minimum_blue)
-        .then(|| bound::upper_rank(blue_count, TAIL, BLUE_NATS))
-        .flatten()
-        .map(|rank| too_slow_us(value_at_rank(&window.blue.latency_us, rank) as f64));
-    let mut blue_at_most = None;
-    let mut rule = match threshold_us {
-        Some(threshold) => {
-            let slow =
-                |tally: &Tally| Events { bad: count_above(&tally.latency_us, threshold), of: tally.latency_us.len() };
-            let share = Share { allowed: TAIL, minimum: policy.min_requests };
-            let whole = slow(&window.green);
-            if whole.bad as f64 <= TAIL * whole.of as f64 {
-                // Cheap, and what a second more or less would change does not matter.
-                share.judge(&[whole])
-            } else {
-                let mut rule = share.judge(&window.events(|second| slow(&second.green)));
-                if rule.verdict == Verdict::Breach {
-                    let green_of = |second: &Second| second.green.latency_us.len();
-                    let blue = AtTheSameTime::of(window.seconds, |second| slow(&second.blue), green_of);
-                    rule.must_exceed(blue.as_ref());
-                    blue_at_most = blue.map(|blue| blue.at_most());
-                }
-                rule
-            }
-        }
-        None => Judged { verdict: Verdict::Unknown, bad: 0, of: green_count, allowed: TAIL, at_least: None },
-    };
-    // The bound on blue is looser than what is seen by eye: between the two nobody can say.
-    let slower = green_us.zip(blue_us).is_some_and(|(green, blue)| green > too_slow_us(blue));
-    if rule.verdict == Verdict::Pass && slower {
-        rule.verdict = Verdict::Unknown;
-    }
-    let (bad, of, length) = (rule.bad, rule.of, window.seconds.len());
-    let ratio = format!("green's p95 is {:.2} times blue's in the last {length} s", observed.unwrap_or_default());
-    let reason = match rule.verdict {
-        Verdict::Unknown if rule.at_least.is_none() => format!(
-            "blue has {blue_count} and green {green_count} latencies in the last {length} s; at least {minimum_blue} and \
-             {} are needed",
-            policy.min_requests
-        ),
-        Verdict::Unknown if blue_at_most.is_some() => {
-            format!("{ratio}, above the limit of {limit}, but blue was as slow when green was: not tripped")
-        }
-        Verdict::Unknown => format!("{ratio}; above the limit of {limit}, but not beyond chance"),
-        Verdict::Pass if observed.is_some_and(|observed| observed > limit) => {
-            format!("{ratio}; above the limit of {limit}, but by less than {} ms", TOO_QUICK_TO_TELL_US / 1000.0)
-        }
-        Verdict::Pass => format!("{ratio}; the limit is {limit}"),
-        Verdict::Breach => format!(
-            "{ratio}, the limit is {limit}; {bad} of {of} took longer than {:.1} ms",
-            threshold_us.unwrap_or_default() / 1000.0
-        ),
-    };
-    Evidence {
-        limit,
-        observed,
-        minimum_blue,
-        minimum_green: policy.min_requests,
-        blue: blue_count,
-        green: green_count,
-        blue_share_at_most: blue_at_most,
-        blue_p95_ms: blue_us.map(|us| us / 1000.0),
-        green_p95_ms: green_us.map(|us| us / 1000.0),
-        threshold_ms: threshold_us.map(|us| us / 1000.0),
-        ..rule.evidence(P95_RATIO, reason, length)
-    }
-}
-
-/// The share of requests above a p95.
-const TAIL: f64 = 0.05;
-
-/// Microseconds that green's p95 may be above blue's whatever the ratio: three times 0.1 ms is noise to every client.
-const TOO_QUICK_TO_TELL_US: f64 = 1_000.0;
-
-/// Green takes requests and answers none of them. Whether that is a fault depends on the traffic, for a WebSocket may
-/// stay open for days: blue, or green before, must have answered at least half of theirs.
-fn no_answers(policy: &Guard, length: usize, seen: &Seen<'_>) -> Evidence {
-    // Nobody answers faster than it can: what takes blue long may take green long.
-    let slowest = |tally: &Tally| tally.quantile_us(0.99).unwrap_or_default();
-    let slow_seconds = (2 * slowest(&seen.blue).max(slowest(&seen.green))).div_ceil(1_000_000);
-    let grace = (GRACE_SECONDS + slow_seconds).min(SECONDS_KEPT as u64) as usize;
-
-    let (before, young) = seen.seconds.split_at(seen.seconds.len().saturating_sub(grace));
-    let (past, old) = before.split_at(before.len().saturating_sub(length));
-    let green = |seconds: &[Arc<Second>]| seconds.iter().fold(Sent::default(), |sum, second| sum.and(&second.green));
-    let green_old = green(old);
-    let answered = green_old.answers() + green(young).answers();
-
-    let blue_now = seen.seconds[past.len()..].iter().fold(Sent::default(), |sum, second| sum.and(&second.blue));
-    let blue_silent = blue_now.dispatched >= policy.min_requests && blue_now.answers() == 0;
-    let shares = [Sent::default().and(&seen.blue), green(past)].map(|sent| {
-        let share = sent.answers() as f64 / sent.dispatched.max(1) as f64;
-        (sent.dispatched >= policy.min_requests.max(1)).then_some(share.min(1.0))
-    });
-    let usual_share = shares.into_iter().flatten().fold(0.0, f64::max);
-    let comparable = usual_share >= 0.5 && !blue_silent;
-
-    let events: Vec<Events> = old
-        .iter()
-        .map(|second| second.green.dispatched)
-        .map(|dispatched| Events { bad: if answered == 0 { dispatched } else { 0 }, of: dispatched })
-        .collect();
-    let mut rule = Share { allowed: 1.0 - usual_share / 2.0, minimum: policy.min_requests }.judge(&events);
-    let silent = answered == 0 && rule.at_least.is_some();
-    if silent && !(comparable && rule.verdict == Verdict::Breach) {
-        (rule.verdict, rule.at_least) = (Verdict::Unknown, None);
-    }
-    let reason = match rule.verdict {
-        Verdict::Breach => format!("green was sent {} and has answered none of them after {grace} s", rule.of),
-        Verdict::Unknown if rule.of < policy.min_requests => {
-            format!("green was sent {} more than {grace} s ago; at least {} are needed", rule.of, policy.min_requests)
-        }
-        Verdict::Unknown => {
-            format!("green was sent {} and has answered none; nor is it known that it should have", rule.of)
-        }
-        Verdict::Pass => "green answers".to_owned(),
-    };
-    Evidence {
-        limit: 0.0,
-        observed: (rule.of > 0).then(|| answered as f64 / rule.of as f64),
-        minimum_green: policy.min_requests,
-        blue: seen.blue.dispatched,
-        green: green_old.dispatched,
-        ..rule.evidence(NO_ANSWERS, reason, old.len())
-    }
-}
-
-/// What green was sent this many seconds ago or later need not be answered yet.
-const GRACE_SECONDS: u64 = 5;
-
-/// What was sent to an arm, and what came back.
-#[derive(Default)]
-struct Sent {
-    dispatched: u64,
-    judged: u64,
-    timed: u64,
-}
-
-impl Sent {
-    fn and(self, tally: &Tally) -> Self {
-        Self {
-            dispatched: self.dispatched + tally.dispatched,
-            judged: self.judged + tally.judged(),
-            timed: self.timed + tally.latency_us.len(),
-        }
-    }
-
-    /// Whatever came back, be it only the head of an answer. That a client has left is none: it may have given up
-    /// waiting.
-    fn answers(&self) -> u64 {
-        self.judged.max(self.timed)
-    }
-}
-
-/// Green turns away more than blue does: a rewrite that answers 404 or 401 to everything. Never a breach, for clients
-/// differ and may be wrong; but no pass either.
-fn declined_share(policy: &Guard, window: &Window<'_>) -> Evidence {
-    let declined = |tally: &Tally| Events { bad: tally.count(Outcome::Declined), of: tally.judged() };
-    let (mine, theirs) = (declined(&window.green), declined(&window.blue));
-    let blue = AtTheSameTime::of(window.seconds, |second| declined(&second.blue), |second| second.green.judged())
-        .filter(|_| theirs.of >= policy.min_requests);
-    let allowed = blue.map_or(1.0, |blue| blue.at_most());
-    let events = window.events(|second| declined(&second.green));
-    let mut rule = Share { allowed, minimum: policy.min_requests }.judge(&events);
-    let length = window.seconds.len();
-    match blue.zip(rule.share()) {
-        Some((blue, share)) if rule.at_least.is_some() => {
-            let more = rule.verdict == Verdict::Breach && share - blue.share >= DECLINED_MARGIN;
-            rule.verdict = if more { Verdict::Unknown } else { Verdict::Pass };
-        }
-        _ => (rule.verdict, rule.at_least) = (Verdict::Unknown, None),
-    }
-    let shown = |events: &Events| {
-        let share = events.bad as f64 / events.of.max(1) as f64;
-        format!("{} of {} ({})", events.bad, events.of, percent(share))
-    };
-    let reason = match rule.at_least {
-        None => format!(
-            "blue has {} and green {} outcomes in the last {length} s; at least {} of each are needed",
-            theirs.of, mine.of, policy.min_requests
-        ),
-        Some(_) => {
-            let end = if rule.verdict == Verdict::Pass { "" } else { "; look at what it turns away" };
-            format!("green declined {} in the last {length} s, blue {}{end}", shown(&mine), shown(&theirs))
-        }
-    };
-    Evidence {
-        limit: DECLINED_MARGIN,
-        observed: rule.share(),
-        minimum_blue: policy.min_requests,
-        minimum_green: policy.min_requests,
-        blue: theirs.of,
-        green: mine.of,
-        blue_share_at_most: blue.map(|blue| blue.at_most()),
-        ..rule.evidence(DECLINED_SHARE, reason, length)
-    }
-}
+/// Microseconds that a quantile of green may be above blue's whatever the ratio: three times 0.1 ms is noise to every
+/// client.
+const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
 /// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
 const DECLINED_MARGIN: f64 = 0.1;
 
-/// Blue's share of bad events, had its traffic come when green's did.
-///
-/// Without this, a share of the whole window would compare different times: an outage of both, in seconds when green
-/// had half of the traffic, would weigh little in a blue that has had nearly all of it since.
-#[derive(Clone, Copy, Debug)]
-struct AtTheSameTime {
-    share: f64,
-    /// How many outcomes would tell as much, were they not weighted (Kish 1965); at most as many as blue has.
-    outcomes: f64,
-}
+/// Seconds without an outcome after which what was seen before is no `pass` any more.
+const SILENT: u64 = 30;
 
-impl AtTheSameTime {
-    /// `None`: not in any stretch of time have both had outcomes.
-    fn of(seconds: &[Arc<Second>], blue: impl Fn(&Second) -> Events, green: impl Fn(&Second) -> u64) -> Option<Self> {
-        let (mut weights, mut bad, mut spread) = (0.0, 0.0, 0.0);
-        let mut close = |blue: &Events, green: u64| {
-            if blue.of > 0 && green > 0 {
-                let (weight, outcomes) = (green as f64, blue.of as f64);
-                weights += weight;
-                bad += weight * (blue.bad as f64 / outcomes).min(1.0);
-                spread += weight * weight / outcomes;
-            }
-        };
-        let (mut blues, mut greens) = (Events::default(), 0_u64);
-        for second in seconds.iter().rev() {
-            blues = blues.and(&blue(second));
-            greens = greens.saturating_add(green(second));
-            if blues.of >= STRETCH && greens >= STRETCH {
-                close(&blues, greens);
-                (blues, greens) = (Events::default(), 0);
+impl Engine {
+    pub fn new(policy: &config::Guard) -> Self {
+        Self {
+            policy: *policy,
+            rulings: rulings(policy),
+            baseline: Baseline::new(policy.baseline.as_secs()),
+            recent: Recent::default(),
+            since_raise: Sums::default(),
+            latencies: 0,
+            silence: 0,
+        }
+    }
+
+    /// Goes on by other settings. Rules whose own are the same keep their evidence.
+    pub fn follow(&mut self, policy: &config::Guard) {
+        let mut rulings = rulings(policy);
+        for ruling in &mut rulings {
+            let same = |old: &&Ruling| {
+                (old.what, old.limit, old.consequence) == (ruling.what, ruling.limit, ruling.consequence)
+            };
+            if let Some(old) = self.rulings.iter().find(same) {
+                (ruling.rule, ruling.slow_us) = (old.rule.clone(), old.slow_us);
             }
         }
-        close(&blues, greens);
-        (weights > 0.0).then(|| Self { share: (bad / weights).min(1.0), outcomes: weights * weights / spread })
+        self.baseline.of_the_last(policy.baseline.as_secs());
+        self.latencies = 0;
+        (self.rulings, self.policy) = (rulings, *policy);
     }
 
-    /// What the true share is at most, all but certainly.
-    fn at_most(&self) -> f64 {
-        bound::at_most(self.share, self.outcomes, BLUE_NATS)
-    }
-}
-
-/// A stretch of time is as many whole seconds as it takes both arms to have this many outcomes.
-const STRETCH: u64 = 10;
-
-/// Bad events of one second, and the events they are part of.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Events {
-    bad: u64,
-    of: u64,
-}
-
-impl Events {
-    fn failed(tally: &Tally) -> Self {
-        Self { bad: tally.failures(), of: tally.judged() }
+    /// The split is another one. Before [`Self::risen`], if it is higher.
+    pub fn split_changed(&mut self) {
+        self.rulings.iter_mut().for_each(|ruling| ruling.rule.split_changed());
     }
 
-    fn and(&self, other: &Self) -> Self {
-        Self { bad: self.bad.saturating_add(other.bad), of: self.of.saturating_add(other.of) }
+    /// The split has risen: whom green serves now has not been seen yet. What speaks against green goes on.
+    pub fn risen(&mut self) {
+        self.rulings.iter_mut().for_each(|ruling| ruling.rule.risen());
+        self.since_raise = Sums::default();
     }
-}
 
-/// The one question that every rule asks.
-struct Share {
-    allowed: f64,
-    minimum: u64,
-}
+    /// Learns from a second in which green was not judged what is usual for blue.
+    pub fn learn(&mut self, second: &Second) {
+        self.baseline.add(second.at, &second.blue);
+    }
 
-struct Judged {
-    verdict: Verdict,
-    bad: u64,
-    of: u64,
-    allowed: f64,
-    at_least: Option<f64>,
-}
+    /// Microseconds above which an answer of green counts as slow (`p95_ratio`). `None` while it is not known.
+    pub fn slower_than_us(&self) -> Option<u64> {
+        let p95 =
+            |ruling: &&Ruling| ruling.what == What::Slow(Quantile::P95) && ruling.consequence == Consequence::Trip;
+        self.rulings.iter().find(p95).and_then(|ruling| ruling.slow_us)
+    }
 
-impl Share {
-    fn judge(&self, seconds: &[Events]) -> Judged {
-        let Events { bad, of } = seconds.iter().fold(Events::default(), |sum, second| sum.and(second));
-        let at_least = (of >= self.minimum.max(1)).then(|| {
-            let without = |second: &Events| (bad.saturating_sub(second.bad), of.saturating_sub(second.of));
-            let mut least = f64::INFINITY;
-            for (bad, of) in seconds.iter().map(without) {
-                // Most seconds are not the one that matters most; to see that is cheaper than the bound.
-                if !bound::is_above(bad, of, GREEN_NATS, least) {
-                    least = bound::at_least(bad, of, GREEN_NATS);
+    /// Judges green by one more second.
+    pub fn tick(&mut self, second: &Arc<Second>, surroundings: &Surroundings) -> Judgement {
+        self.note(second, surroundings.mirror.unwrap_or_default());
+        self.judge(surroundings)
+    }
+
+    /// Takes in one more second, without saying what comes of it.
+    pub fn note(&mut self, second: &Arc<Second>, mirror: MirrorSecond) {
+        self.learn(second);
+        self.look_up_what_is_slow();
+        self.recent.add(second, mirror);
+        self.since_raise.add(second, mirror);
+        self.silence = if second.green.judged() + mirror.pairs > 0 { 0 } else { self.silence + 1 };
+        let mut rulings = std::mem::take(&mut self.rulings);
+        for ruling in &mut rulings {
+            let allowed = self.allowed(ruling);
+            let events = |tally: &Tally| self.events(ruling, tally);
+            let seen = match ruling.what {
+                What::Mismatched => {
+                    Seen { green: Events::new(mirror.mismatches, mirror.pairs), blue: None, keys: None, allowed }
                 }
+                _ => Seen {
+                    green: events(&second.green),
+                    blue: Some(events(&second.blue)),
+                    keys: keys(ruling.what, &second.green),
+                    allowed,
+                },
+            };
+            ruling.rule.tick(&seen);
+        }
+        self.rulings = rulings;
+    }
+
+    /// Whether enough speaks against green that [`Self::judge`] may find a breach; health and signals left aside.
+    pub fn is_alarmed(&self) -> bool {
+        self.rulings.iter().any(|ruling| ruling.consequence == Consequence::Trip && ruling.rule.evidence() >= 1.0)
+    }
+
+    /// What is usual for blue hardly changes from one second to the next, and takes a while to look up.
+    fn look_up_what_is_slow(&mut self) {
+        let latencies = self.baseline.tally().latency_us.len();
+        if latencies.abs_diff(self.latencies) <= self.latencies / 100 {
+            return;
+        }
+        self.latencies = latencies;
+        for ruling in &mut self.rulings {
+            if let What::Slow(quantile) = ruling.what {
+                let usual = self.baseline.quantile_at_most_us(quantile.tail());
+                let slow = |usual: u64| ((usual as f64 * ruling.limit) as u64).max(usual + TOO_QUICK_TO_TELL_US);
+                ruling.slow_us = usual.map(slow);
             }
-            least
-        });
-        let verdict = match at_least {
-            None => Verdict::Unknown,
-            Some(at_least) if at_least > self.allowed => Verdict::Breach,
-            Some(_) if bad as f64 > self.allowed * of as f64 => Verdict::Unknown,
-            Some(_) => Verdict::Pass,
-        };
-        Judged { verdict, bad, of, allowed: self.allowed, at_least }
-    }
-}
-
-impl Judged {
-    fn share(&self) -> Option<f64> {
-        (self.of > 0).then(|| self.bad as f64 / self.of as f64)
-    }
-
-    /// Being above the allowed share is not enough where blue, at the same time, may be just as high.
-    ///
-    /// Each of the two bounds holds but for its own chance, so green is above both by chance no more often than it is
-    /// above the one that is true (an intersection-union test).
-    fn must_exceed(&mut self, blue: Option<&AtTheSameTime>) {
-        let Some(blue_at_most) = blue.map(AtTheSameTime::at_most) else { return };
-        self.allowed = self.allowed.max(blue_at_most);
-        if self.verdict == Verdict::Breach && self.at_least.is_none_or(|at_least| at_least <= self.allowed) {
-            self.verdict = Verdict::Unknown;
         }
     }
 
-    /// What all rules have in common; the caller adds what is its own. `length`: seconds.
-    fn evidence(self, rule: &'static str, reason: String, length: usize) -> Evidence {
-        Evidence {
-            rule,
-            verdict: self.verdict,
+    /// The share of bad events that a rule allows now.
+    fn allowed(&self, ruling: &Ruling) -> Option<f64> {
+        let usual = |events: fn(&Tally) -> Events| self.baseline.share_at_most(events);
+        match ruling.what {
+            What::Failed | What::Unreachable => Some(ruling.limit),
+            What::FailedMore => usual(failed).map(|usual| usual * (1.0 + ruling.limit)).filter(|share| *share < 1.0),
+            What::Slow(quantile) => ruling.slow_us.map(|_| quantile.tail()),
+            What::Overdue => {
+                let usual = overdue(self.baseline.tally());
+                let answered = 1.0 - usual.share()?;
+                // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
+                (usual.of >= self.policy.min_requests && answered >= 0.5).then_some(1.0 - ruling.limit * answered)
+            }
+            What::Mismatched => Some(1.0 - ruling.limit),
+            What::Declined => usual(declined).map(|usual| usual + ruling.limit).filter(|share| *share < 1.0),
+        }
+    }
+
+    fn events(&self, ruling: &Ruling, tally: &Tally) -> Events {
+        match ruling.what {
+            What::Failed | What::FailedMore => failed(tally),
+            What::Unreachable => Events::new(tally.count(Outcome::Unreachable), tally.judged()),
+            What::Slow(_) => {
+                let bad = ruling.slow_us.map_or(0, |slow| bound::count_above(&tally.latency_us, slow));
+                Events::new(bad, tally.latency_us.len())
+            }
+            What::Overdue => overdue(tally),
+            What::Mismatched => Events::default(),
+            What::Declined => declined(tally),
+        }
+    }
+
+    /// What comes of the seconds so far.
+    pub fn judge(&self, surroundings: &Surroundings) -> Judgement {
+        let mut shared_cause = false;
+        let mut pause = None;
+        let mut rules = Vec::with_capacity(self.rulings.len() + 1 + surroundings.signals.len());
+        for ruling in &self.rulings {
+            let (evidence, finding) = self.evidence(ruling);
+            match (ruling.consequence, finding) {
+                (Consequence::Trip, Finding::Shared) => shared_cause = true,
+                (Consequence::Pause, Finding::Breach | Finding::Shared | Finding::ThinBlue) => {
+                    pause.get_or_insert_with(|| evidence.reason.clone());
+                }
+                _ => {}
+            }
+            // It only ever speaks up.
+            if ruling.consequence != Consequence::Pause {
+                rules.push(evidence);
+            }
+        }
+        if let Some((evidence, shared)) = self.health(surroundings) {
+            shared_cause |= shared;
+            rules.push(evidence);
+        }
+        rules.extend(surroundings.signals.iter().map(signal));
+        let (verdict, reason) = self.conclude(&rules);
+        let Sums { blue, green, .. } = &self.recent.sums;
+        Judgement {
+            verdict,
             reason,
-            window_seconds: length as u64,
-            limit: self.allowed,
+            shared_cause,
+            pause,
+            window_seconds: self.recent.seconds.len() as u64,
+            rules,
+            blue: ArmEvidence::of(blue),
+            green: ArmEvidence::of(green),
+            baseline: self.baseline.report(),
+            placebo: None,
+        }
+    }
+
+    fn evidence(&self, ruling: &Ruling) -> (Evidence, Finding) {
+        let Ruling { what, limit, consequence, slow_us, rule } = ruling;
+        let allowed = self.allowed(ruling);
+        let finding = allowed.map_or(Finding::Quiet, |allowed| rule.finding(allowed, self.policy.min_keys));
+        let (since_zero, recent) = (rule.since_zero(), rule.recent());
+        let enough = recent.0.of >= self.policy.min_requests;
+        let within = allowed.is_some_and(|allowed| match what {
+            What::Failed => rule.is_surely_within(allowed),
+            _ => rule.is_seemingly_within(allowed),
+        });
+        let trips = finding == Finding::Breach
+            || (finding == Finding::Shared && self.policy.shared_cause == SharedCause::Rollback);
+        let verdict = match consequence {
+            Consequence::Trip if trips => Verdict::Breach,
+            _ if finding == Finding::Quiet && enough && within => Verdict::Pass,
+            _ => Verdict::Unknown,
+        };
+        let (green, blue, seconds, keys) = match finding {
+            Finding::Quiet => (recent.0, Events::default(), recent.1, 0),
+            _ => since_zero,
+        };
+        let spoken = Spoken { ruling, finding, green, blue, seconds, keys, allowed, enough, within };
+        let evidence = Evidence {
+            rule: what.name().to_owned(),
+            verdict,
+            reason: self.say(&spoken),
+            evidence: rule.evidence(),
+            limit: *limit,
+            observed: what.observed(&self.recent.sums),
+            observed_since_raise: what.observed(&self.since_raise),
+            window_seconds: seconds,
+            bad: green.bad,
+            of: green.of,
+            blue_bad: blue.bad,
+            blue_of: blue.of,
+            keys,
+            allowed_share: allowed,
+            minimum_green: self.policy.min_requests,
+            blue_p95_ms: None,
+            green_p95_ms: None,
+            threshold_ms: None,
+        };
+        let evidence = match what {
+            What::Slow(_) => Evidence {
+                blue_p95_ms: quantile_ms(&self.recent.sums.blue, 0.95),
+                green_p95_ms: quantile_ms(&self.recent.sums.green, 0.95),
+                threshold_ms: slow_us.map(|us| us as f64 / 1000.0),
+                ..evidence
+            },
+            _ => evidence,
+        };
+        (evidence, finding)
+    }
+
+    /// A rule's sentence.
+    fn say(&self, spoken: &Spoken<'_>) -> String {
+        let Spoken { ruling, finding, green, blue, seconds, keys, allowed, enough, within } = spoken;
+        let Ruling { what, limit, .. } = ruling;
+        let events = |events: &Events| {
+            format!("{} of {} ({})", events.bad, events.of, percent(events.share().unwrap_or_default()))
+        };
+        let did = match what {
+            What::Failed | What::FailedMore => "failed".to_owned(),
+            What::Unreachable => "could not be reached for".to_owned(),
+            What::Slow(_) => {
+                let slow = ruling.slow_us.unwrap_or_default() as f64 / 1000.0;
+                format!("took longer than {slow:.1} ms for")
+            }
+            What::Overdue => format!("had no answer within {} s for", self.policy.answer_within.as_secs()),
+            What::Mismatched => "did not match in".to_owned(),
+            What::Declined => "declined".to_owned(),
+        };
+        let most = match what {
+            What::Failed | What::Unreachable => format!("the limit is {}", percent(*limit)),
+            What::FailedMore => {
+                format!("the limit is {} more than blue, {}", percent(*limit), percent(allowed.unwrap_or_default()))
+            }
+            What::Slow(quantile) => format!("the limit is {limit} times blue's {}", quantile.as_str()),
+            What::Overdue => format!("the limit is {} of blue's throughput", percent(*limit)),
+            What::Mismatched => format!("at least {} must match", percent(*limit)),
+            What::Declined => format!("{} is as much as can be expected", percent(allowed.unwrap_or_default())),
+        };
+        let seen = format!("green {did} {} in {seconds} s; {most}", events(green));
+        let beside = match blue.of {
+            0 => String::new(),
+            _ => format!("; blue {did} {}", events(blue)),
+        };
+        match finding {
+            Finding::Quiet if allowed.is_none() => match what {
+                What::Slow(_) => "too little is known of blue's latency".to_owned(),
+                _ => "too little is known of blue".to_owned(),
+            },
+            Finding::Quiet if !enough => {
+                format!("green has {} outcomes; at least {} are needed", green.of, self.policy.min_requests)
+            }
+            Finding::Quiet if !within => format!("{seen}; that is too few to be sure, or too many that are bad"),
+            Finding::Quiet => seen,
+            Finding::Doubt => format!("{seen}{beside}; that may be chance"),
+            Finding::FewKeys => format!(
+                "{seen}{beside}; but nearly all of it is of {keys} key{}, and {} are needed: not tripped",
+                if *keys == 1 { "" } else { "s" },
+                self.policy.min_keys
+            ),
+            Finding::ThinBlue => format!("{seen}{beside}, too few to say that it does better: not tripped"),
+            Finding::Shared if self.policy.shared_cause == SharedCause::Hold => {
+                format!("{seen}{beside}: both are bad, so green is not to blame; not tripped")
+            }
+            Finding::Shared | Finding::Breach => format!("{seen}{beside}"),
+        }
+    }
+
+    /// The fast lane: every endpoint of green fails its checks. And: are blue's in the same state? `None`: there are no
+    /// checks.
+    fn health(&self, surroundings: &Surroundings) -> Option<(Evidence, bool)> {
+        let fewest = |endpoints: &[EndpointObservation]| endpoints.iter().map(|endpoint| endpoint.failed_checks).min();
+        let (failed, most) = (fewest(&surroundings.green_endpoints)?, self.policy.max_failed_checks);
+        let is_bad = failed > most;
+        let shared = is_bad && fewest(&surroundings.blue_endpoints).is_some_and(|failed| failed > most);
+        let holds = shared && self.policy.shared_cause == SharedCause::Hold;
+        let verdict = match (is_bad, failed) {
+            (true, _) if !holds => Verdict::Breach,
+            (false, 0) => Verdict::Pass,
+            _ => Verdict::Unknown,
+        };
+        let reason = match (failed, holds) {
+            (0, _) => "an endpoint of green passes its checks".to_owned(),
+            (_, true) => {
+                format!("every endpoint of both arms has failed {failed} checks or more in a row: not tripped")
+            }
+            _ => format!("every endpoint of green has failed {failed} checks or more in a row; the limit is {most}"),
+        };
+        let evidence = Evidence {
+            verdict,
+            evidence: f64::from(failed) / (f64::from(most) + 1.0),
+            observed: Some(f64::from(failed)),
+            ..Evidence::bare(HEALTH, reason, f64::from(most))
+        };
+        Some((evidence, shared))
+    }
+
+    /// One breach is a breach. A pass needs the error rate, and no rule that speaks against green.
+    fn conclude(&self, rules: &[Evidence]) -> (Verdict, String) {
+        let breaches: Vec<&str> =
+            rules.iter().filter(|rule| rule.verdict == Verdict::Breach).map(|rule| rule.reason.as_str()).collect();
+        if !breaches.is_empty() {
+            return (Verdict::Breach, breaches.join("; "));
+        }
+        let doubted = |rule: &&Evidence| {
+            let knows = rule.allowed_share.is_some() && (rule.of >= rule.minimum_green.max(1) || rule.evidence > 0.0);
+            let is_heard = rule.rule == What::Failed.name() || rule.rule.starts_with(SIGNAL) || rule.rule == HEALTH;
+            rule.verdict == Verdict::Unknown && (knows || is_heard)
+        };
+        // The one that speaks loudest.
+        let doubt = rules.iter().filter(doubted).max_by(|a, b| a.evidence.total_cmp(&b.evidence));
+        match doubt {
+            Some(rule) => (Verdict::Unknown, rule.reason.clone()),
+            None if self.silence >= SILENT => {
+                (Verdict::Unknown, format!("green has had no outcome for {} s", self.silence))
+            }
+            None => (Verdict::Pass, "green is within its limits".to_owned()),
+        }
+    }
+}
+
+/// What a rule's sentence is made of.
+struct Spoken<'a> {
+    ruling: &'a Ruling,
+    finding: Finding,
+    green: Events,
+    blue: Events,
+    seconds: u64,
+    keys: u64,
+    allowed: Option<f64>,
+    enough: bool,
+    within: bool,
+}
+
+/// How the names of rules begin that are signals from outside.
+const SIGNAL: &str = "signal:";
+
+const HEALTH: &str = "health";
+
+fn signal(reading: &SignalReading) -> Evidence {
+    Evidence {
+        verdict: reading.verdict,
+        evidence: if reading.verdict == Verdict::Breach { 1.0 } else { 0.0 },
+        observed: reading.value,
+        ..Evidence::bare(&format!("{SIGNAL}{}", reading.name), reading.reason.clone(), reading.limit)
+    }
+}
+
+impl Evidence {
+    /// Without counts.
+    fn bare(rule: &str, reason: String, limit: f64) -> Self {
+        Self {
+            rule: rule.to_owned(),
+            verdict: Verdict::Unknown,
+            reason,
+            evidence: 0.0,
+            limit,
             observed: None,
-            bad: self.bad,
-            of: self.of,
-            allowed_share: self.allowed,
-            share_at_least: self.at_least,
-            minimum_blue: 0,
+            observed_since_raise: None,
+            window_seconds: 0,
+            bad: 0,
+            of: 0,
+            blue_bad: 0,
+            blue_of: 0,
+            keys: 0,
+            allowed_share: None,
             minimum_green: 0,
-            blue: 0,
-            green: 0,
-            blue_share_at_most: None,
             blue_p95_ms: None,
             green_p95_ms: None,
             threshold_ms: None,
@@ -662,30 +710,88 @@ impl Judged {
     }
 }
 
-fn quantile_ms(tally: &Tally, quantile: f64) -> Option<f64> {
-    tally.quantile_us(quantile).map(|us| us as f64 / 1000.0)
-}
-
-/// The value, at most, of the sample with this rank, counted from 1.
-fn value_at_rank(latency_us: &Histogram<u64>, rank: u64) -> u64 {
-    let mut below = 0_u64;
-    for step in latency_us.iter_recorded() {
-        below += step.count_at_value();
-        if below >= rank {
-            return latency_us.highest_equivalent(step.value_iterated_to());
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "error_rate",
+            Self::FailedMore => "error_increase",
+            Self::Unreachable => "connect_failures",
+            Self::Slow(Quantile::P50) => "p50_ratio",
+            Self::Slow(Quantile::P95) => "p95_ratio",
+            Self::Slow(Quantile::P99) => "p99_ratio",
+            Self::Overdue => "throughput",
+            Self::Mismatched => "match_rate",
+            Self::Declined => "declined_share",
         }
     }
-    latency_us.max()
+
+    /// In the unit of the limit.
+    fn observed(self, sums: &Sums) -> Option<f64> {
+        let Sums { blue, green, mirror } = sums;
+        let ratio = |mine: Option<f64>, theirs: Option<f64>| Some(mine? / theirs.filter(|theirs| *theirs > 0.0)?);
+        match self {
+            Self::Failed => green.error_rate(),
+            Self::FailedMore => ratio(green.error_rate(), blue.error_rate()).map(|ratio| ratio - 1.0),
+            Self::Unreachable => Events::new(green.count(Outcome::Unreachable), green.judged()).share(),
+            Self::Slow(quantile) => {
+                let quantile = |tally: &Tally| tally.quantile_us(1.0 - quantile.tail()).map(|us| us as f64);
+                ratio(quantile(green), quantile(blue).map(|us| us.max(1.0)))
+            }
+            Self::Overdue => {
+                let answered = |tally: &Tally| overdue(tally).share().map(|share| 1.0 - share);
+                ratio(answered(green), answered(blue))
+            }
+            Self::Mismatched => Events::new(mirror.mismatches, mirror.pairs).share().map(|share| 1.0 - share),
+            Self::Declined => declined(green).share(),
+        }
+    }
 }
 
-/// How many samples are above a time, not counting those that only may be.
-fn count_above(latency_us: &Histogram<u64>, threshold_us: f64) -> u64 {
-    let first_above = latency_us.highest_equivalent(threshold_us as u64).saturating_add(1);
-    // `count_between` must not be asked beyond the highest bucket in use: it would answer with the count of that one.
-    if latency_us.is_empty() || first_above > latency_us.max() {
-        return 0;
+/// What a configuration asks.
+fn rulings(policy: &config::Guard) -> Vec<Ruling> {
+    let mut rulings = Vec::new();
+    let mut ask = |what, limit: Option<f64>, consequence| {
+        rulings.extend(limit.map(|limit| Ruling { what, limit, consequence, slow_us: None, rule: Rule::default() }));
+    };
+    ask(What::Failed, Some(policy.max_error_rate), Consequence::Trip);
+    ask(What::FailedMore, policy.max_error_increase, Consequence::Trip);
+    ask(What::Unreachable, policy.max_connect_failures, Consequence::Trip);
+    ask(What::Slow(Quantile::P50), policy.max_p50_ratio, Consequence::Trip);
+    ask(What::Slow(Quantile::P95), policy.max_p95_ratio, Consequence::Trip);
+    ask(What::Slow(Quantile::P99), policy.max_p99_ratio, Consequence::Trip);
+    ask(What::Overdue, Some(policy.min_throughput), Consequence::Trip);
+    ask(What::Mismatched, policy.min_match_rate, Consequence::Trip);
+    ask(What::Declined, Some(DECLINED_MARGIN), Consequence::Doubt);
+    ask(What::Failed, policy.pause.max_error_rate, Consequence::Pause);
+    ask(What::Slow(Quantile::P95), policy.pause.max_p95_ratio, Consequence::Pause);
+    ask(What::Mismatched, policy.pause.min_match_rate, Consequence::Pause);
+    rulings
+}
+
+fn failed(tally: &Tally) -> Events {
+    Events::new(tally.failures(), tally.judged())
+}
+
+fn overdue(tally: &Tally) -> Events {
+    Events::new(tally.overdue, tally.due)
+}
+
+fn declined(tally: &Tally) -> Events {
+    Events::new(tally.count(Outcome::Declined), tally.judged())
+}
+
+/// Whose the bad events were, where that is known.
+fn keys(what: What, green: &Tally) -> Option<&Keys> {
+    match what {
+        What::Failed | What::FailedMore => Some(&green.failed_keys),
+        What::Slow(Quantile::P95) => Some(&green.slow_keys),
+        What::Overdue => Some(&green.overdue_keys),
+        What::Unreachable | What::Slow(_) | What::Mismatched | What::Declined => None,
     }
-    latency_us.count_between(first_above, latency_us.max())
+}
+
+fn quantile_ms(tally: &Tally, quantile: f64) -> Option<f64> {
+    tally.quantile_us(quantile).map(|us| us as f64 / 1000.0)
 }
 
 fn percent(share: f64) -> String {

@@ -1,26 +1,98 @@
-//! Asks the guard about every watched route once a second, and trips those it finds in breach. Knows no rules.
+//! Judges every watched route once a second, and trips those it finds in breach. Knows no rules.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use config::Split;
+use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Control, Verdict, judge};
+use crate::{
+    Control, Engine, MirrorObservation, MirrorSecond, Outcome, PlaceboReport, Second, Surroundings, Tally, Verdict,
+    Watched,
+};
 
 /// See the module.
 pub struct Guardian {
     control: Arc<Control>,
+    routes: Mutex<BTreeMap<String, Watch>>,
+}
+
+/// What is remembered of a route that is watched.
+struct Watch {
+    epoch: u64,
+    policy: config::Guard,
+    split: Split,
+    engine: Engine,
+    placebo: Engine,
+    report: PlaceboReport,
+    /// The last second that was judged.
+    seen: Option<u64>,
+    mirror: MirrorObservation,
+}
+
+impl Watch {
+    fn new(watched: &Watched) -> Self {
+        Self {
+            epoch: watched.epoch,
+            policy: watched.policy,
+            split: watched.split,
+            engine: Engine::new(&watched.policy),
+            placebo: Engine::new(&watched.policy),
+            report: PlaceboReport::default(),
+            seen: None,
+            mirror: MirrorObservation::default(),
+        }
+    }
+
+    fn follow(&mut self, watched: &Watched) {
+        if self.epoch != watched.epoch {
+            let report = self.report;
+            *self = Self { report, seen: self.seen, ..Self::new(watched) };
+        }
+        if self.policy != watched.policy {
+            self.policy = watched.policy;
+            self.engine.follow(&watched.policy);
+            self.placebo.follow(&watched.policy);
+        }
+        if watched.split != self.split {
+            self.engine.split_changed();
+            self.placebo.split_changed();
+        }
+        if watched.split > self.split {
+            self.engine.risen();
+        }
+        self.split = watched.split;
+    }
+
+    /// The guard on a slice of blue. Nothing comes of it but a count.
+    fn judge_placebo(&mut self, second: &Second) {
+        if second.placebo.due + second.placebo.judged() == 0 {
+            return;
+        }
+        let mut rest = second.blue.clone();
+        rest.take_away(&second.placebo);
+        let arms = Second { at: second.at, blue: rest, green: second.placebo.clone(), placebo: Tally::default() };
+        let judgement = self.placebo.tick(&Arc::new(arms), &Surroundings::default());
+        self.report.seconds += 1;
+        self.report.evidence = judgement.rules.iter().map(|rule| rule.evidence).fold(0.0, f64::max);
+        if judgement.verdict == Verdict::Breach {
+            self.report.trips += 1;
+            self.placebo = Engine::new(&self.policy);
+        }
+        let days = self.report.seconds as f64 / 86_400.0;
+        self.report.trips_per_day = (self.report.seconds >= 3_600).then(|| self.report.trips as f64 / days);
+    }
 }
 
 impl Guardian {
     pub fn new(control: Arc<Control>) -> Self {
-        Self { control }
+        Self { control, routes: Mutex::default() }
     }
 
-    /// Ticks once a second until `shutdown`.
+    /// Judges each second soon after it is over, until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut ticks = interval(TICK);
-        // After a stall one look is enough: it sees all the seconds there are.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
@@ -30,17 +102,73 @@ impl Guardian {
         }
     }
 
-    /// Observes, judges and, on a breach, trips every watched route once.
+    /// Judges the seconds that are over and were not judged yet, and trips routes that they show to be in breach.
     pub fn tick(&self) {
-        for watched in self.control.watched() {
-            let Some(seen) = self.control.plane().observe(&watched.route) else { continue };
-            let judgement = Arc::new(judge(&watched.policy, &seen.seconds, watched.after));
-            self.control.note(&watched.route, watched.epoch, &judgement);
+        let watched = self.control.watched();
+        let mut routes = self.routes.lock();
+        routes.retain(|route, _| watched.iter().any(|watched| watched.route == *route));
+        for watched in &watched {
+            let watch = routes.entry(watched.route.clone()).or_insert_with(|| Watch::new(watched));
+            watch.follow(watched);
+            self.judge(watched, watch);
+        }
+    }
+
+    fn judge(&self, watched: &Watched, watch: &mut Watch) {
+        let route = &watched.route;
+        for second in self.control.plane().seconds(route, watch.seen) {
+            watch.seen = Some(second.at);
+            if watched.after.is_some_and(|after| second.at <= after) {
+                watch.engine.learn(&second);
+                continue;
+            }
+            let observed = self.control.plane().observe(route).unwrap_or_default();
+            let mirrored = observed.mirror.as_ref().map(|mirror| mirror.since(&watch.mirror));
+            if let Some(mirror) = observed.mirror {
+                watch.mirror = mirror;
+            }
+            let surroundings = Surroundings {
+                mirror: mirrored.as_ref().map(|seen| MirrorSecond { pairs: seen.paired, mismatches: seen.mismatched }),
+                blue_endpoints: observed.blue.endpoints,
+                green_endpoints: observed.green.endpoints,
+                signals: Vec::new(),
+            };
+            // Green at 0: the copies are all there is to judge it by.
+            let second = match mirrored.filter(|_| watched.split == Split::NONE) {
+                Some(copies) => Arc::new(in_parallel(second.at, &copies)),
+                None => second,
+            };
+            let mut judgement = watch.engine.tick(&second, &surroundings);
+            watch.judge_placebo(&second);
+            judgement.placebo = (watch.report.seconds > 0).then_some(watch.report);
+            let judgement = Arc::new(judgement);
+            self.control.plane().watch_slower_than(route, watch.engine.slower_than_us());
+            self.control.note(route, watched.epoch, &judgement);
             if judgement.verdict == Verdict::Breach {
-                self.control.trip(&watched.route, watched.epoch, &judgement);
+                self.control.trip(route, watched.epoch, &judgement);
+                return;
             }
         }
     }
 }
 
-const TICK: Duration = Duration::from_secs(1);
+/// A second of both arms by what the mirror saw: blue answered, and green was sent the copies.
+fn in_parallel(at: u64, mirror: &MirrorObservation) -> Second {
+    let mut second = Second { at, ..Second::default() };
+    // That blue had no answer is not held against green.
+    let failed = mirror.failed.iter().filter(|(reason, _)| **reason != "primary_failed").map(|(_, count)| count).sum();
+    let sides = [(&mut second.blue, &mirror.blue_latency_us, 0), (&mut second.green, &mirror.green_latency_us, failed)];
+    for (tally, latency_us, failed) in sides {
+        tally.record_times(Outcome::Ok, mirror.paired);
+        tally.record_times(Outcome::Timeout, failed);
+        tally.dispatched = mirror.paired + failed;
+        (tally.due, tally.overdue) = (tally.dispatched, failed);
+        if let Some(latency_us) = latency_us {
+            tally.latency_us.add(latency_us).expect("both resize");
+        }
+    }
+    second
+}
+
+/// How often it is looked for a second that is over: a trip comes at most this much later.
+const TICK: Duration = Duration::from_millis(100);

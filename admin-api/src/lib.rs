@@ -19,7 +19,10 @@ mod api;
 pub use api::{Access, AccessError, Api, serve};
 pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
 pub use event::{Counts, Event, Happened, Incident};
-pub use guard::{ArmEvidence, Evidence, Judgement, Verdict, judge};
+pub use guard::{
+    ArmEvidence, BaselineReport, Engine, Evidence, Judgement, MirrorSecond, PlaceboReport, SignalReading, Surroundings,
+    Verdict,
+};
 pub use guardian::Guardian;
 pub use plane::*;
 pub use store::{

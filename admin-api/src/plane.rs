@@ -45,6 +45,9 @@ pub trait DataPlane: Send + Sync + 'static {
     /// What a route has seen so far. `None`: no such route.
     fn observe(&self, route: &str) -> Option<Observation>;
 
+    /// Of the seconds that are remembered those above `after`, oldest first; all, if it is `None`.
+    fn seconds(&self, route: &str, after: Option<u64>) -> Vec<Arc<Second>>;
+
     /// Are all listeners serving, and not draining?
     fn ready(&self) -> bool;
 
@@ -245,6 +248,11 @@ impl Tally {
         }
     }
 
+    /// Counts many endings without latencies.
+    pub fn record_times(&mut self, outcome: Outcome, times: u64) {
+        self.counts[outcome as usize] += times;
+    }
+
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.counts[outcome as usize]
     }
@@ -264,7 +272,19 @@ impl Tally {
         (judged > 0).then(|| self.failures() as f64 / judged as f64)
     }
 
+    /// All of another one.
     pub fn add(&mut self, other: &Self) {
+        self.add_counts(other);
+        self.failed_keys.add(&other.failed_keys);
+        self.slow_keys.add(&other.slow_keys);
+        self.overdue_keys.add(&other.overdue_keys);
+        if other.sample.is_some() {
+            self.sample.clone_from(&other.sample);
+        }
+    }
+
+    /// Counts and latencies of another one, without its keys and its sample.
+    pub fn add_counts(&mut self, other: &Self) {
         self.dispatched += other.dispatched;
         for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
             *mine += theirs;
@@ -273,14 +293,23 @@ impl Tally {
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.latency_us.add(&other.latency_us).expect("both resize");
-        self.failed_keys.add(&other.failed_keys);
-        self.slow_keys.add(&other.slow_keys);
         self.due += other.due;
         self.overdue += other.overdue;
-        self.overdue_keys.add(&other.overdue_keys);
-        if other.sample.is_some() {
-            self.sample.clone_from(&other.sample);
+    }
+
+    /// Undoes [`Self::add_counts`] of what is part of this one.
+    pub fn take_away(&mut self, part: &Self) {
+        self.dispatched = self.dispatched.saturating_sub(part.dispatched);
+        for (mine, theirs) in self.counts.iter_mut().zip(part.counts) {
+            *mine = mine.saturating_sub(theirs);
         }
+        self.fallbacks = self.fallbacks.saturating_sub(part.fallbacks);
+        self.bytes_in = self.bytes_in.saturating_sub(part.bytes_in);
+        self.bytes_out = self.bytes_out.saturating_sub(part.bytes_out);
+        // Fails only where it is no part: then nothing is taken away.
+        let _ = self.latency_us.subtract(&part.latency_us);
+        self.due = self.due.saturating_sub(part.due);
+        self.overdue = self.overdue.saturating_sub(part.overdue);
     }
 
     /// Back to zero, keeping the histogram's memory.
@@ -321,8 +350,8 @@ impl Keys {
     }
 
     fn count_times(&mut self, key: u64, times: u64) {
-        match self.counts.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, count)) => *count += times,
+        match self.counts.iter().position(|(known, _)| *known == key) {
+            Some(known) => self.counts[known].1 += times,
             None if self.counts.len() < Self::MOST => self.counts.push((key, times)),
             None => self.rest += times,
         }
@@ -336,6 +365,11 @@ impl Keys {
     pub fn clear(&mut self) {
         self.counts.clear();
         self.rest = 0;
+    }
+
+    /// How many were counted, of all keys together.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().map(|(_, count)| count).sum::<u64>() + self.rest
     }
 
     /// How many different ones there are at least.
@@ -386,6 +420,8 @@ pub struct MirrorObservation {
     pub body_differs: u64,
     /// A body was longer than is compared, or not whole.
     pub body_not_compared: u64,
+    /// Status class or body differ.
+    pub mismatched: u64,
     /// Of paired ones, by the arm that answered, whichever was the primary. Microseconds to the response's header.
     pub blue_latency_us: Option<Histogram<u64>>,
     pub green_latency_us: Option<Histogram<u64>>,
@@ -406,6 +442,7 @@ impl MirrorObservation {
         self.body_equal += other.body_equal;
         self.body_differs += other.body_differs;
         self.body_not_compared += other.body_not_compared;
+        self.mismatched += other.mismatched;
         for (mine, theirs) in
             [(&mut self.blue_latency_us, &other.blue_latency_us), (&mut self.green_latency_us, &other.green_latency_us)]
         {
@@ -414,6 +451,29 @@ impl MirrorObservation {
                 (None, Some(theirs)) => *mine = Some(theirs.clone()),
                 (_, None) => {}
             }
+        }
+    }
+
+    /// What came after `before`, of the same route: pairs, mismatches, failures and latencies.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        let failed = self.failed.iter().map(|(reason, count)| {
+            (*reason, count.saturating_sub(before.failed.get(reason).copied().unwrap_or_default()))
+        });
+        let latency_us = |now: &Option<Histogram<u64>>, before: &Option<Histogram<u64>>| {
+            let mut new = now.clone()?;
+            if let Some(before) = before {
+                // Fails where a mirror was made anew, and all there is has come since.
+                let _ = new.subtract(before);
+            }
+            Some(new)
+        };
+        Self {
+            failed: failed.collect(),
+            paired: self.paired.saturating_sub(before.paired),
+            mismatched: self.mismatched.saturating_sub(before.mismatched),
+            blue_latency_us: latency_us(&self.blue_latency_us, &before.blue_latency_us),
+            green_latency_us: latency_us(&self.green_latency_us, &before.green_latency_us),
+            ..Self::default()
         }
     }
 }

@@ -262,6 +262,9 @@ pub struct Guard {
     pub max_error_rate: f64,
     /// How much more often than blue green may fail, as a share of blue's: 0.5 is up by half. Default: not asked.
     pub max_error_increase: Option<f64>,
+    /// The share of green's requests or connections for which no endpoint could be reached that is one too many, 0 to 1.
+    /// Default: not asked apart from `max_error_rate`, which counts them as well.
+    pub max_connect_failures: Option<f64>,
     /// Green's quantile divided by blue's that is too much, above 1. Only p95 has a default, 2.
     pub max_p50_ratio: Option<f64>,
     pub max_p95_ratio: Option<f64>,
@@ -308,6 +311,7 @@ impl Default for Guard {
         Self {
             max_error_rate: 0.05,
             max_error_increase: None,
+            max_connect_failures: None,
             max_p50_ratio: None,
             max_p95_ratio: Some(2.0),
             max_p99_ratio: None,

@@ -343,8 +343,11 @@ async fn hash_body(mut body: Incoming, limit: usize) -> Result<Option<u128>, &'s
 }
 
 fn compare(seen: &mut MirrorObservation, copy_to: Arm, primary: &Answer, copy: &Answer) {
+    let same_class = primary.status.as_u16() / 100 == copy.status.as_u16() / 100;
+    let other_body = matches!((primary.body, copy.body), (Some(primary), Some(copy)) if primary != copy);
     seen.paired += 1;
-    if primary.status.as_u16() / 100 == copy.status.as_u16() / 100 {
+    seen.mismatched += u64::from(!same_class || other_body);
+    if same_class {
         seen.status_class_equal += 1;
     } else {
         seen.status_class_differs += 1;

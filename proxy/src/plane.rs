@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use admin_api::{DataPlane, InstallError, MetricKind, Observation, ProcessMetric, RouteState};
+use admin_api::{DataPlane, InstallError, MetricKind, Observation, ProcessMetric, RouteState, Second};
 use arc_swap::{ArcSwap, Guard};
 use config::{Arm, Config};
 use parking_lot::Mutex;
@@ -212,6 +212,12 @@ impl DataPlane for Plane {
         observation.mirror = route.mirror.as_ref().map(|mirror| mirror.observe());
         Some(observation)
     }
+
+    fn seconds(&self, route: &str, after: Option<u64>) -> Vec<Arc<Second>> {
+        self.live.load().routes.get(route).map(|route| route.meter.seconds(after)).unwrap_or_default()
+    }
+
+    fn watch_slower_than(&self, _route: &str, _us: Option<u64>) {}
 
     fn ready(&self) -> bool {
         self.serving.load(Ordering::Relaxed)

@@ -82,7 +82,7 @@ impl Meter {
             }
             let mut shard = shard.lock();
             for (total, forgotten) in history.total.iter_mut().zip(&mut shard.forgotten) {
-                total.add(forgotten);
+                total.add_counts(forgotten);
                 forgotten.clear();
             }
             history.keyless += mem::take(&mut shard.keyless);
@@ -91,13 +91,13 @@ impl Meter {
             }
         }
         for (total, gathered) in history.total.iter_mut().zip(&arms) {
-            total.add(gathered);
+            total.add_counts(gathered);
         }
         let [blue, green] = arms;
         if history.seconds.len() == SECONDS_KEPT {
             history.seconds.pop_front();
         }
-        history.seconds.push_back(Arc::new(Second { at, blue, green }));
+        history.seconds.push_back(Arc::new(Second { at, blue, green, placebo: Tally::default() }));
     }
 
     /// Everything but endpoints and the mirror, up to the last gathered second; what is open is as of now.
@@ -116,6 +116,15 @@ impl Meter {
             mirror: None,
             seconds: history.seconds.iter().cloned().collect(),
         }
+    }
+}
+
+impl Meter {
+    /// Of the seconds that are kept those above `after`, oldest first.
+    pub(crate) fn seconds(&self, after: Option<u64>) -> Vec<Arc<Second>> {
+        let history = self.history.lock();
+        let first = history.seconds.partition_point(|second| after.is_some_and(|after| second.at <= after));
+        history.seconds.range(first..).cloned().collect()
     }
 }
 

@@ -79,6 +79,7 @@ impl ArmUpstream {
             .map(|endpoint| EndpointObservation {
                 address: endpoint.address.to_string(),
                 healthy: endpoint.is_healthy(),
+                failed_checks: 0,
                 in_flight: endpoint.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum(),
             })
             .collect()

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{Observation, ProcessMetric};
+use crate::{Observation, ProcessMetric, Second};
 
 #[derive(Default)]
 struct Plane(Mutex<Vec<RouteState>>);
@@ -20,6 +20,12 @@ impl DataPlane for Plane {
     fn observe(&self, _: &str) -> Option<Observation> {
         None
     }
+
+    fn seconds(&self, _: &str, _: Option<u64>) -> Vec<Arc<Second>> {
+        Vec::new()
+    }
+
+    fn watch_slower_than(&self, _: &str, _: Option<u64>) {}
 
     fn ready(&self) -> bool {
         true

@@ -9,8 +9,8 @@ use std::{
 };
 
 use admin_api::{
-    Actor, Control, ControlError, DataPlane, Happened, Judgement, Recorded, Refusal, Sqlite, StateStore, StoreError,
-    judge,
+    Actor, Control, ControlError, DataPlane, Engine, Happened, Judgement, Recorded, Refusal, Sqlite, StateStore,
+    StoreError, Surroundings,
 };
 use config::Guard;
 
@@ -27,10 +27,15 @@ async fn start(config: Arc<config::Config>) -> (Arc<Control>, Arc<FakePlane>, Ar
 }
 
 pub(crate) fn breach(plane: &FakePlane) -> Arc<Judgement> {
-    for _ in 0..3 {
+    let mut engine = Engine::new(&Guard::default());
+    let mut last = None;
+    for _ in 0..5 {
         plane.second("shop", (50, 0), (0, 50));
     }
-    Arc::new(judge(&Guard::default(), &plane.observe("shop").unwrap().seconds, None))
+    for second in plane.seconds("shop", None) {
+        last = Some(engine.tick(&second, &Surroundings::default()));
+    }
+    Arc::new(last.expect("there were seconds"))
 }
 
 #[tokio::test]
@@ -222,7 +227,7 @@ async fn a_reset_drops_the_evidence_and_judgements_made_of_it() {
     assert!(control.trip("shop", before.epoch, &judgement).is_none());
     assert_eq!(*plane.forgotten.lock(), ["shop", "shop"], "what is under way is no evidence either");
     let after = control.watched().remove(0);
-    assert_eq!(after.after, Some(3), "three seconds were seen, and the fourth was under way");
+    assert_eq!(after.after, Some(5), "five seconds were seen, and the sixth was under way");
     assert_eq!(plane.live("shop").split, split(50.0));
 }
 
@@ -235,9 +240,9 @@ async fn a_green_that_starts_anew_is_not_judged_by_what_was_before() {
     control.set_split("shop", split(0.0), &ann(), None).await.unwrap();
     control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
     assert!(control.trip("shop", before.epoch, &judgement).is_none());
-    assert_eq!(control.watched()[0].after, Some(3));
+    assert_eq!(control.watched()[0].after, Some(5));
     control.set_split("shop", split(60.0), &ann(), None).await.unwrap();
-    assert_eq!(control.watched()[0].after, Some(3), "raising a green that has traffic drops nothing");
+    assert_eq!(control.watched()[0].after, Some(5), "raising a green that has traffic drops nothing");
 }
 
 #[tokio::test]
@@ -249,7 +254,7 @@ async fn a_guard_that_is_armed_again_starts_with_nothing() {
     control.reload(Arc::new(disarmed)).await.unwrap();
     breach(&plane);
     control.reload(shop()).await.unwrap();
-    assert_eq!(control.watched()[0].after, Some(3));
+    assert_eq!(control.watched()[0].after, Some(5));
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ async fn everything_that_happens_is_told() {
 
     let guardian = Guardian::new(server.control.clone());
     // The second in which green starts is no evidence.
-    for _ in 0..4 {
+    for _ in 0..6 {
         server.plane.second("shop", (50, 0), (0, 50));
     }
     guardian.tick();
@@ -69,7 +69,7 @@ async fn everything_that_happens_is_told() {
     let id = data["incident"]["id"].as_str().unwrap();
     let incident = server.get(&format!("/incidents/{id}")).await.json();
     assert_eq!(incident, data["incident"]);
-    assert_eq!((&incident["counts"]["green"]["refused"], &incident["verdict"]), (&150.into(), &"breach".into()));
+    assert_eq!((&incident["counts"]["green"]["refused"], &incident["verdict"]), (&250.into(), &"breach".into()));
     assert_eq!(server.get("/incidents").await.json()["incidents"][0], incident);
     let status = server.get("/status").await.json();
     assert_eq!(status["routes"][0]["guard"]["judgement"]["verdict"], "breach");

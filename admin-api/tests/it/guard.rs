@@ -19,7 +19,7 @@ async fn at_half(config: Arc<Config>) -> (Arc<Control>, Arc<FakePlane>) {
 }
 
 #[tokio::test]
-async fn green_that_fails_altogether_is_off_within_three_seconds() {
+async fn green_that_fails_altogether_is_off_within_five_seconds() {
     let (control, plane) = at_half(shop()).await;
     let guardian = Guardian::new(control.clone());
     for _ in 0..10 {
@@ -32,7 +32,7 @@ async fn green_that_fails_altogether_is_off_within_three_seconds() {
         plane.second("shop", (50, 0), (0, 50));
         guardian.tick();
         seconds += 1;
-        assert!(seconds <= 3);
+        assert!(seconds <= 5);
     }
     assert_eq!(plane.live("shop").split, split(0.0));
     assert_eq!(control.state("shop").unwrap().judgement.unwrap().verdict, Verdict::Breach, "kept until a reset");
@@ -42,7 +42,7 @@ async fn green_that_fails_altogether_is_off_within_three_seconds() {
 async fn a_reset_and_a_raise_do_not_trip_on_what_was_before() {
     let (control, plane) = at_half(shop()).await;
     let guardian = Guardian::new(control.clone());
-    for _ in 0..4 {
+    for _ in 0..6 {
         plane.second("shop", (50, 0), (0, 50));
     }
     guardian.tick();
@@ -61,7 +61,7 @@ async fn a_reset_and_a_raise_do_not_trip_on_what_was_before() {
 #[tokio::test]
 async fn a_disarmed_route_and_one_without_green_are_not_judged() {
     let (control, plane) = at_half(config(vec![Route { guard: None, ..route("shop", "python", "go", 0.0) }])).await;
-    for _ in 0..4 {
+    for _ in 0..6 {
         plane.second("shop", (50, 0), (0, 50));
     }
     Guardian::new(control.clone()).tick();
@@ -73,9 +73,9 @@ async fn a_disarmed_route_and_one_without_green_are_not_judged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guardian_ticks_once_a_second_until_it_is_stopped() {
+async fn the_guardian_judges_what_is_over_until_it_is_stopped() {
     let (control, plane) = at_half(shop()).await;
-    for _ in 0..4 {
+    for _ in 0..6 {
         plane.second("shop", (50, 0), (0, 50));
     }
     let shutdown = CancellationToken::new();

@@ -140,7 +140,8 @@ impl FakePlane {
             (0..failed).for_each(|_| tally.record(Outcome::Refused, Some(2_000)));
             tally
         };
-        let second = Second { at: seen.seconds.len() as u64, blue: tally(blue), green: tally(green) };
+        let (blue, green, placebo) = (tally(blue), tally(green), Tally::default());
+        let second = Second { at: seen.seconds.len() as u64, blue, green, placebo };
         seen.blue.total.add(&second.blue);
         seen.green.total.add(&second.green);
         seen.seconds.push(Arc::new(second));
@@ -176,10 +177,19 @@ impl DataPlane for FakePlane {
         seen.green.endpoints.push(EndpointObservation {
             address: "127.0.0.1:9002".to_owned(),
             healthy: true,
+            failed_checks: 0,
             in_flight: 1,
         });
         Some(seen)
     }
+
+    fn seconds(&self, route: &str, after: Option<u64>) -> Vec<Arc<Second>> {
+        let seen = self.seen.lock();
+        let seconds = seen.get(route).map(|seen| seen.seconds.clone()).unwrap_or_default();
+        seconds.into_iter().filter(|second| after.is_none_or(|after| second.at > after)).collect()
+    }
+
+    fn watch_slower_than(&self, _: &str, _: Option<u64>) {}
 
     fn ready(&self) -> bool {
         !self.draining.load(Ordering::Relaxed)

@@ -1,11 +1,11 @@
 //! One `[[route]]`.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::Path, time::Duration};
 
 use super::{key, path, tls_files};
 use crate::{
     Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
-    Protocol, Route, Split, Timeouts, UpstreamTls, address,
+    PauseLimits, Protocol, Route, SharedCause, Split, Timeouts, UpstreamTls, address,
     fault::{Flaw, quoted},
     reader::{Spot, Table, Value},
 };
@@ -263,6 +263,7 @@ fn guard(table: &mut Table<'_>) -> Option<Guard> {
     let guard = Guard {
         max_error_rate,
         max_error_increase,
+        max_connect_failures: optional_share(table, "max_connect_failures"),
         max_p50_ratio: optional_ratio(table, "max_p50_ratio"),
         max_p95_ratio: optional_ratio(table, "max_p95_ratio").or(default.max_p95_ratio),
         max_p99_ratio: optional_ratio(table, "max_p99_ratio"),

@@ -1,0 +1,193 @@
+//! What one rule remembers, and what it makes of it.
+
+use std::collections::VecDeque;
+
+use super::{
+    bound::{self, PASS_NATS},
+    cusum::{Cusum, Events, Worse},
+};
+use crate::Keys;
+
+/// One rule's evidence.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rule {
+    cusum: Cusum,
+    /// Since the evidence was last zero.
+    excursion: Excursion,
+    recent: Recent,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Excursion {
+    seconds: u64,
+    green: Events,
+    blue: Events,
+    worse: Worse,
+    /// The split has changed in between, so that the sums of both arms are not of the same time.
+    mixed: bool,
+    keys: Keys,
+}
+
+/// What a second holds for a rule.
+pub(super) struct Seen<'a> {
+    pub(super) green: Events,
+    /// `None`: blue is not asked.
+    pub(super) blue: Option<Events>,
+    /// Whose green's bad events were, of those of which it is known. The others are nobody's in particular.
+    pub(super) keys: Option<&'a Keys>,
+    /// The share of bad events that is, 0 to 1. `None`: not known, so that this second says nothing.
+    pub(super) allowed: Option<f64>,
+}
+
+/// What the evidence amounts to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Finding {
+    /// Nothing speaks for a breach.
+    Quiet,
+    /// Something does, and not enough.
+    Doubt,
+    /// Enough does, but it may be the work of fewer clients than it takes.
+    FewKeys,
+    /// Enough does, but blue has too few outcomes to say that it does better.
+    ThinBlue,
+    /// Enough does, and blue is as bad.
+    Shared,
+    Breach,
+}
+
+impl Rule {
+    pub(super) fn tick(&mut self, seen: &Seen<'_>) {
+        self.recent.push(seen.green);
+        let Some(allowed) = seen.allowed else { return };
+        self.cusum.add(seen.green, allowed);
+        if self.cusum.is_zero() {
+            self.excursion = Excursion::default();
+            return;
+        }
+        let excursion = &mut self.excursion;
+        excursion.seconds += 1;
+        excursion.green = excursion.green.and(seen.green);
+        if let Some(blue) = seen.blue {
+            excursion.blue = excursion.blue.and(blue);
+            excursion.worse.add(seen.green, blue);
+        }
+        if let Some(keys) = seen.keys {
+            excursion.keys.add(keys);
+        }
+    }
+
+    pub(super) fn split_changed(&mut self) {
+        self.excursion.mixed = true;
+    }
+
+    /// The split has risen: whom green serves now has not been seen yet.
+    pub(super) fn risen(&mut self) {
+        self.recent = Recent::default();
+    }
+
+    /// `allowed`: see [`Seen`].
+    pub(super) fn finding(&self, allowed: f64, min_keys: u32) -> Finding {
+        let Excursion { blue, worse, .. } = &self.excursion;
+        let evidence = self.cusum.evidence();
+        if evidence < DOUBT {
+            return Finding::Quiet;
+        }
+        if evidence < 1.0 {
+            return Finding::Doubt;
+        }
+        if !self.of_many_keys(allowed, min_keys) {
+            return Finding::FewKeys;
+        }
+        let blue_is_bad = blue.bad as f64 > allowed * blue.of as f64;
+        if blue.of == 0 || worse.is_certain() || self.is_plainly_worse() || (evidence >= 2.0 && !blue_is_bad) {
+            Finding::Breach
+        } else if blue_is_bad {
+            Finding::Shared
+        } else {
+            Finding::ThinBlue
+        }
+    }
+
+    /// [`Worse`] compares second by second, which takes long where a second holds next to nothing. While there is little,
+    /// the sums tell more: by the likelihood ratio of two shares to one.
+    fn is_plainly_worse(&self) -> bool {
+        let Excursion { green, blue, mixed, .. } = &self.excursion;
+        let both = green.and(*blue);
+        let (Some(mine), Some(theirs), Some(share)) = (green.share(), blue.share(), both.share()) else { return false };
+        let ratio =
+            green.of as f64 * bound::divergence(mine, share) + blue.of as f64 * bound::divergence(theirs, share);
+        !mixed && both.of <= FEW && mine > theirs && ratio >= PLAIN
+    }
+
+    /// Is it too much also without the clients that had most of it? One that is broken, and another that happened to fail
+    /// as well, must not trip everybody.
+    fn of_many_keys(&self, allowed: f64, min_keys: u32) -> bool {
+        let Excursion { green, keys, .. } = &self.excursion;
+        let anonymous = green.bad.saturating_sub(keys.total());
+        let others = u64::from(min_keys).saturating_sub(1);
+        let commonest = keys.of_the_commonest(others as usize);
+        let elsewhere = green.less(Events::new(commonest, commonest));
+        let distinct = (keys.distinct() as u64).saturating_add(anonymous);
+        distinct > others && elsewhere.bad as f64 > allowed * elsewhere.of as f64
+    }
+
+    pub(super) fn evidence(&self) -> f64 {
+        self.cusum.evidence()
+    }
+
+    /// Green's events and blue's since the evidence was last zero, how many seconds that is, and of how many keys at least
+    /// green's bad ones were.
+    pub(super) fn since_zero(&self) -> (Events, Events, u64, u64) {
+        let Excursion { seconds, green, blue, keys, .. } = &self.excursion;
+        (*green, *blue, *seconds, keys.distinct() as u64)
+    }
+
+    /// Green's events of the last minutes since the split rose, and how many seconds that is.
+    pub(super) fn recent(&self) -> (Events, u64) {
+        (self.recent.sum, self.recent.seconds.len() as u64)
+    }
+
+    /// Is the share of bad events within the limit, with 95 % certainty?
+    pub(super) fn is_surely_within(&self, allowed: f64) -> bool {
+        let sum = self.recent.sum;
+        sum.share().is_some_and(|share| bound::at_most(share, sum.of as f64, PASS_NATS) <= allowed)
+    }
+
+    /// Is what was seen within the limit?
+    pub(super) fn is_seemingly_within(&self, allowed: f64) -> bool {
+        self.recent.sum.bad as f64 <= allowed * self.recent.sum.of as f64
+    }
+}
+
+/// Outcomes of both arms up to which their sums are compared, and the evidence that it takes, in nats.
+const FEW: u64 = 200;
+const PLAIN: f64 = 10.0;
+
+/// Evidence from which on a rule is not sure of green.
+const DOUBT: f64 = 0.5;
+
+/// The last minutes, second by second: as many as [`RECENT_SECONDS`], and more while there is little in them.
+#[derive(Clone, Debug, Default)]
+struct Recent {
+    seconds: VecDeque<Events>,
+    sum: Events,
+}
+
+const RECENT_SECONDS: usize = 300;
+const RECENT_EVENTS: u64 = 300;
+const MOST_SECONDS: usize = 3_600;
+
+impl Recent {
+    fn push(&mut self, events: Events) {
+        self.seconds.push_back(events);
+        self.sum = self.sum.and(events);
+        while let Some(oldest) = self.seconds.front() {
+            let enough = self.sum.of.saturating_sub(oldest.of) >= RECENT_EVENTS;
+            if self.seconds.len() <= RECENT_SECONDS || !(enough || self.seconds.len() > MOST_SECONDS) {
+                break;
+            }
+            self.sum = self.sum.less(*oldest);
+            self.seconds.pop_front();
+        }
+    }
+}
