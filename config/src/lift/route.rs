@@ -279,9 +279,7 @@ fn guard(table: &mut Table<'_>) -> Option<Guard> {
             &[("hold", SharedCause::Hold), ("rollback", SharedCause::Rollback)],
             default.shared_cause,
         ),
-        pause: table
-            .table("pause", "[route.guard.pause] with max_error_rate = 0.01", |table| pause_limits(table))
-            .unwrap_or_default(),
+        pause: table.table("pause", "[route.guard.pause] with max_error_rate = 0.01", pause_limits).unwrap_or_default(),
     };
     armed.then_some(guard)
 }
