@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
-    RouteState, StateStore, StoreError, Verdict,
+    RouteState, SignalRow, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
     store::{DONE, REFUSED},
 };
@@ -161,6 +161,8 @@ struct Now {
     /// Live states the disk does not have.
     unrecorded: BTreeSet<String>,
     rows: Rows,
+    /// Last values of signals that the disk does not have, by route and name.
+    signals: BTreeMap<(String, String), SignalRow>,
     refusals: Refusals,
     /// Why the last write failed.
     failing: Option<String>,
@@ -221,6 +223,7 @@ impl Control {
                 dormant,
                 unrecorded: BTreeSet::new(),
                 rows: Rows::default(),
+                signals: BTreeMap::new(),
                 refusals: Refusals::default(),
                 failing: None,
                 announcer: Announcer::new(),
@@ -293,7 +296,12 @@ impl Control {
         let (at, actor) = (OffsetDateTime::now_utc(), Actor::internal("guard"));
         let before = entry.live.split;
         let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
-        let tripped = Recorded { split: Split::NONE, revision: entry.reserve_revision(), latch: Some(latch) };
+        let tripped = Recorded {
+            split: Split::NONE,
+            revision: entry.reserve_revision(),
+            latch: Some(latch),
+            plan: entry.live.plan.clone(),
+        };
         let incident = Incident::new(route, judgement, before, &tripped, at);
         entry.judgement = Some(judgement.clone());
 
@@ -474,6 +482,20 @@ impl Control {
         blocking(move || store.audit(route.as_deref(), limit)).await
     }
 
+    /// Records the last values of signals, soon. Where the disk does not take one, its successor takes its place.
+    pub fn remember_signals(&self, rows: Vec<SignalRow>) {
+        let mut now = self.now.lock();
+        now.signals.extend(rows.into_iter().map(|row| ((row.route.clone(), row.name.clone()), row)));
+        drop(now);
+        self.wake_recorder.notify_one();
+    }
+
+    /// The last values of signals as they are recorded.
+    pub async fn recorded_signals(&self) -> Result<Vec<SignalRow>, StoreError> {
+        let store = self.store.clone();
+        blocking(move || store.signals()).await
+    }
+
     /// Writes what the disk does not have. Done by itself; call it before the process ends, so that nothing waits.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let turn = self.turn.lock().await;
@@ -575,10 +597,11 @@ impl Control {
             }
             // Without the turn this is only a look ahead.
             let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
-            return Ok(Step::Raise { before: entry.live.clone(), raised: Recorded { split, revision, latch: None } });
+            let raised = Recorded { split, revision, latch: None, plan: entry.live.plan.clone() };
+            return Ok(Step::Raise { before: entry.live.clone(), raised });
         }
         if split < entry.live.split {
-            let lowered = Recorded { split, revision: entry.reserve_revision(), latch: entry.live.latch.clone() };
+            let lowered = Recorded { split, revision: entry.reserve_revision(), ..entry.live.clone() };
             self.go_live(now, change, lowered, OffsetDateTime::now_utc());
         }
         now.view(&change.route).map(Step::Done).ok_or_else(|| now.unknown(&change.route))
@@ -598,7 +621,12 @@ impl Control {
             at: rfc3339(at),
             actor: change.actor.name.clone(),
         });
-        let rolled_back = Recorded { split: Split::NONE, revision: entry.reserve_revision(), latch: Some(latch) };
+        let rolled_back = Recorded {
+            split: Split::NONE,
+            revision: entry.reserve_revision(),
+            latch: Some(latch),
+            plan: entry.live.plan.clone(),
+        };
         self.go_live(now, change, rolled_back, at);
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
@@ -610,9 +638,9 @@ impl Control {
             let entry = now.matching(&change.route, if_match)?;
             let before = entry.live.clone();
             let cleared = before.latch.is_some().then(|| Recorded {
-                split: before.split,
                 revision: entry.reserve_revision(),
                 latch: None,
+                ..before.clone()
             });
             (before, cleared)
         };
@@ -737,7 +765,7 @@ impl Control {
             let recorded = || now.dormant.get(&route.name).cloned();
             live.or_else(recorded)
                 .map(|known| (known, false))
-                .unwrap_or_else(|| (Recorded { split: route.initial_split, revision: 1, latch: None }, true))
+                .unwrap_or_else(|| (Recorded { split: route.initial_split, revision: 1, ..Recorded::default() }, true))
         };
         let starts: BTreeMap<String, (Recorded, bool)> =
             config.routes.iter().map(|route| (route.name.clone(), start(route))).collect();
@@ -799,6 +827,12 @@ impl Control {
                     }
                 }
                 now.rows.written(last_row);
+                for row in &batch.signals {
+                    let signal = (row.route.clone(), row.name.clone());
+                    if now.signals.get(&signal) == Some(row) {
+                        now.signals.remove(&signal);
+                    }
+                }
                 if now.failing.take().is_some() {
                     info!("State file can be written again");
                     let what = Happened::Recording { works: true, reason: String::new() };
@@ -896,6 +930,7 @@ impl Now {
             states: self.unrecorded.iter().filter_map(state).collect(),
             audit: self.rows.audit.iter().map(|(_, row)| row.clone()).collect(),
             incidents: self.rows.incidents.iter().map(|(_, row)| row.clone()).collect(),
+            signals: self.signals.values().cloned().collect(),
         };
         (batch, self.rows.seen)
     }

@@ -12,6 +12,7 @@ mod guardian;
 mod control;
 mod event;
 mod percent;
+pub mod plan;
 mod store;
 
 mod api;
@@ -26,6 +27,6 @@ pub use guard::{
 pub use guardian::Guardian;
 pub use plane::*;
 pub use store::{
-    AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, Sqlite,
-    StateStore, StoreError,
+    AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, SignalRow,
+    Sqlite, StateStore, StoreError,
 };

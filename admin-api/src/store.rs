@@ -1,4 +1,4 @@
-//! What survives a crash: splits, latches, incidents and the audit trail, in one SQLite file. Blocking throughout.
+//! What survives a crash: splits, latches, plans, incidents, signals and the audit trail, in one SQLite file. Blocking throughout.
 //!
 //! A file is either exactly what was last acknowledged or it is refused. SQLite has no page checksums, so every state
 //! row carries a digest of its fields and one more row seals them all together: a flipped bit, or a row that has
@@ -14,7 +14,7 @@ use serde::Serialize;
 pub use sqlite::Sqlite;
 use utoipa::ToSchema;
 
-use crate::{RouteState, percent};
+use crate::{RouteState, percent, plan::Run};
 
 /// Remembers what was acknowledged. Every method blocks; async callers go through `spawn_blocking`.
 pub trait StateStore: Send + Sync + 'static {
@@ -31,6 +31,9 @@ pub trait StateStore: Send + Sync + 'static {
 
     /// Audit rows, newest first; those of one route, if it is given.
     fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError>;
+
+    /// The last value of every signal ever recorded, whether or not it is configured today.
+    fn signals(&self) -> Result<Vec<SignalRow>, StoreError>;
 
     /// Lets another process have what is remembered. Until it is asked back everything else fails with
     /// [`StoreError::LetGo`]. Errors: it is still ours.
@@ -55,13 +58,15 @@ pub(crate) const REFUSED: &str = "refused";
 pub const INCIDENTS_KEPT: usize = 1_000;
 
 /// What is remembered of one route.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recorded {
     pub split: Split,
-    /// Grows with every change of split or latch, from 1.
+    /// Grows with every change of split, latch or plan, from 1; not with the time that a plan has baked.
     pub revision: u64,
     /// Green may not rise until a reset.
     pub latch: Option<Latch>,
+    /// The plan that was started last, however it ended.
+    pub plan: Option<Run>,
 }
 
 impl Recorded {
@@ -80,16 +85,18 @@ pub struct Latch {
 }
 
 /// What is recorded in one transaction.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     pub states: BTreeMap<String, Recorded>,
     pub audit: Vec<AuditRow>,
     pub incidents: Vec<IncidentRow>,
+    /// Each takes the place of what was recorded of its signal.
+    pub signals: Vec<SignalRow>,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.states.is_empty() && self.audit.is_empty() && self.incidents.is_empty()
+        self.states.is_empty() && self.audit.is_empty() && self.incidents.is_empty() && self.signals.is_empty()
     }
 }
 
@@ -126,6 +133,17 @@ pub struct IncidentRow {
     pub route: String,
     /// A JSON object.
     pub json: String,
+}
+
+/// The last value of a signal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SignalRow {
+    pub route: String,
+    pub name: String,
+    /// Finite.
+    pub value: f64,
+    /// RFC 3339.
+    pub at: String,
 }
 
 /// Why the state file could not be used.

@@ -6,6 +6,7 @@
 mod address;
 mod fault;
 mod lift;
+mod plan;
 mod reader;
 mod reload;
 mod route;
@@ -14,6 +15,7 @@ mod split;
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 pub use fault::{Fault, Faults};
+pub use plan::{Gates, Otherwise, Plan, Require, Step};
 pub use reload::restart_needed;
 pub use route::{
     ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,

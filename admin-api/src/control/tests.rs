@@ -13,6 +13,8 @@ impl DataPlane for Plane {
 
     fn forget(&self, _: &str) {}
 
+    fn watch_slower_than(&self, _: &str, _: Option<u64>) {}
+
     fn install(&self, _: &Arc<Config>, _: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         Ok(())
     }
@@ -58,6 +60,10 @@ impl StateStore for Store {
     }
 
     fn audit(&self, _: Option<&str>, _: usize) -> Result<Vec<AuditRow>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn signals(&self) -> Result<Vec<SignalRow>, StoreError> {
         Ok(Vec::new())
     }
 

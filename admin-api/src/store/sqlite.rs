@@ -13,11 +13,11 @@ use std::{
 use config::Split;
 use parking_lot::Mutex;
 use ring::digest;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
     AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, REFUSED, Recorded,
-    StateStore, StoreError,
+    SignalRow, StateStore, StoreError,
 };
 
 /// See the module `store`.
@@ -151,6 +151,21 @@ impl StateStore for Sqlite {
         self.with(|connection| read(connection).map_err(self.failed("reading")))
     }
 
+    fn signals(&self) -> Result<Vec<SignalRow>, StoreError> {
+        let read = |connection: &Connection| {
+            if format(connection)? < 2 {
+                return Ok(Vec::new());
+            }
+            connection
+                .prepare_cached("SELECT route, name, value, at FROM signal ORDER BY route, name")?
+                .query_map([], |row| {
+                    Ok(SignalRow { route: row.get(0)?, name: row.get(1)?, value: row.get(2)?, at: row.get(3)? })
+                })?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        self.with(|connection| read(connection).map_err(self.failed("reading")))
+    }
+
     fn let_go(&self) -> Result<(), StoreError> {
         let held = &mut *self.held.lock();
         if let Held::Open(connection) = mem::replace(held, Held::LetGo) {
@@ -189,29 +204,33 @@ const SMALLEST: u64 = 512;
 
 /// Marks the file as ours: "CFSD".
 const APPLICATION_ID: i64 = 0x4346_5344;
-const FORMAT: i64 = 1;
+/// 2 has plans and signals. A file of format 1 becomes one of 2 with the first change: until then the program that wrote
+/// it can have it back, also when a takeover fails.
+const FORMAT: i64 = 2;
 
-/// Name and text of each table, exactly as SQLite keeps them, so that a flipped bit in the schema shows.
-const TABLES: [(&str, &str); 4] = [
-    (
-        "audit",
-        "CREATE TABLE audit (number INTEGER PRIMARY KEY, at TEXT NOT NULL, actor TEXT NOT NULL, \
-         source TEXT NOT NULL, action TEXT NOT NULL, route TEXT, before INTEGER, after INTEGER, \
-         revision INTEGER, outcome TEXT NOT NULL, reason TEXT NOT NULL) STRICT",
-    ),
-    (
-        "incident",
-        "CREATE TABLE incident (number INTEGER PRIMARY KEY, id TEXT NOT NULL, route TEXT NOT NULL, \
-         json TEXT NOT NULL) STRICT",
-    ),
-    ("seal", "CREATE TABLE seal (states INTEGER NOT NULL, digest BLOB NOT NULL) STRICT"),
-    (
-        "state",
-        "CREATE TABLE state (route TEXT PRIMARY KEY NOT NULL, split INTEGER NOT NULL, \
-         revision INTEGER NOT NULL, latch_reason TEXT, latch_at TEXT, latch_actor TEXT, \
-         digest BLOB NOT NULL) STRICT, WITHOUT ROWID",
-    ),
-];
+/// Text of each table, exactly as SQLite keeps it, so that a flipped bit in the schema shows.
+const AUDIT: &str = "CREATE TABLE audit (number INTEGER PRIMARY KEY, at TEXT NOT NULL, actor TEXT NOT NULL, \
+     source TEXT NOT NULL, action TEXT NOT NULL, route TEXT, before INTEGER, after INTEGER, \
+     revision INTEGER, outcome TEXT NOT NULL, reason TEXT NOT NULL) STRICT";
+const INCIDENT: &str = "CREATE TABLE incident (number INTEGER PRIMARY KEY, id TEXT NOT NULL, route TEXT NOT NULL, \
+     json TEXT NOT NULL) STRICT";
+const SEAL: &str = "CREATE TABLE seal (states INTEGER NOT NULL, digest BLOB NOT NULL) STRICT";
+const SIGNAL: &str = "CREATE TABLE signal (route TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, \
+     at TEXT NOT NULL, PRIMARY KEY (route, name)) STRICT, WITHOUT ROWID";
+const STATE: &str = "CREATE TABLE state (route TEXT PRIMARY KEY NOT NULL, split INTEGER NOT NULL, \
+     revision INTEGER NOT NULL, latch_reason TEXT, latch_at TEXT, latch_actor TEXT, plan TEXT, \
+     digest BLOB NOT NULL) STRICT, WITHOUT ROWID";
+const STATE_1: &str = "CREATE TABLE state (route TEXT PRIMARY KEY NOT NULL, split INTEGER NOT NULL, \
+     revision INTEGER NOT NULL, latch_reason TEXT, latch_at TEXT, latch_actor TEXT, \
+     digest BLOB NOT NULL) STRICT, WITHOUT ROWID";
+
+/// By name.
+const TABLES: [&str; 5] = [AUDIT, INCIDENT, SEAL, SIGNAL, STATE];
+const TABLES_1: [&str; 4] = [AUDIT, INCIDENT, SEAL, STATE_1];
+
+fn tables(format: i64) -> &'static [&'static str] {
+    if format < 2 { &TABLES_1 } else { &TABLES }
+}
 
 /// Makes a new file whole: nobody ever sees one without its schema, whatever dies in between.
 fn create(path: &Path) -> Result<(), StoreError> {
@@ -251,7 +270,7 @@ fn write_new(aside: &Path) -> io::Result<()> {
     let schema = |connection: &mut Connection| -> rusqlite::Result<()> {
         connection.pragma_update(None, "journal_mode", "MEMORY")?;
         let transaction = connection.transaction()?;
-        for (_, sql) in TABLES {
+        for sql in TABLES {
             transaction.execute_batch(sql)?;
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -323,17 +342,15 @@ fn damaged(path: &Path, problem: impl Into<String>) -> StoreError {
 }
 
 fn verify(path: &Path, connection: &Connection) -> Result<(), StoreError> {
-    let pragma = |name: &str| {
-        connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(|error| refused(path, error))
-    };
-    if pragma("application_id")? != APPLICATION_ID {
+    let application = connection.pragma_query_value(None, "application_id", |row| row.get::<_, i64>(0));
+    if application.map_err(|error| refused(path, error))? != APPLICATION_ID {
         return Err(damaged(path, "is a SQLite database, but not one of crossfade"));
     }
-    let found = pragma("user_version")?;
+    let found = format(connection).map_err(|error| refused(path, error))?;
     if found > FORMAT {
         return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
     }
-    if found != FORMAT {
+    if found < 1 {
         return Err(damaged(path, format!("has the unknown format {found}")));
     }
     let check: String = connection
@@ -346,34 +363,26 @@ fn verify(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     }
     let read_schema = || {
         connection
-            .prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<rusqlite::Result<Vec<(String, String)>>>()
+            .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<Vec<String>>>()
     };
     let schema = read_schema().map_err(|error| refused(path, error))?;
-    if !schema.iter().map(|(name, sql)| (name.as_str(), sql.as_str())).eq(TABLES) {
+    if schema != tables(found) {
         return Err(damaged(path, "is damaged (its tables are not those of its format)"));
     }
     sealed_states(path, connection).map(drop)
 }
 
+/// Which format the file has.
+fn format(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 /// Reads the state rows and refuses them unless each one and their whole are as they were written.
 fn sealed_states(path: &Path, connection: &Connection) -> Result<BTreeMap<String, Recorded>, StoreError> {
     let read = || {
-        let rows = connection
-            .prepare_cached(
-                "SELECT route, split, revision, latch_reason, latch_at, latch_actor, digest FROM state ORDER BY route",
-            )?
-            .query_map([], |row| {
-                Ok(StateRow {
-                    route: row.get(0)?,
-                    split: row.get(1)?,
-                    revision: row.get(2)?,
-                    latch: [row.get(3)?, row.get(4)?, row.get(5)?],
-                    digest: row.get(6)?,
-                })
-            })?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let rows = state_rows(connection)?;
         let seals = connection
             .prepare_cached("SELECT states, digest FROM seal")?
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -384,9 +393,9 @@ fn sealed_states(path: &Path, connection: &Connection) -> Result<BTreeMap<String
 
     let mut states = BTreeMap::new();
     for row in &rows {
-        let recorded = row.parse().ok_or_else(|| {
-            damaged(path, format!("is damaged (the row of route {:?} does not match its digest)", row.route))
-        })?;
+        let recorded = row
+            .parse()
+            .map_err(|problem| damaged(path, format!("is damaged (the row of route {:?} {problem})", row.route)))?;
         states.insert(row.route.clone(), recorded);
     }
     let whole = seal(rows.iter().map(|row| row.digest.as_slice()));
@@ -396,43 +405,85 @@ fn sealed_states(path: &Path, connection: &Connection) -> Result<BTreeMap<String
     }
 }
 
+fn state_rows(connection: &Connection) -> rusqlite::Result<Vec<StateRow>> {
+    let format = format(connection)?;
+    let plan = if format < 2 { "NULL" } else { "plan" };
+    connection
+        .prepare_cached(&format!(
+            "SELECT route, split, revision, latch_reason, latch_at, latch_actor, {plan}, digest FROM state \
+             ORDER BY route"
+        ))?
+        .query_map([], |row| {
+            Ok(StateRow {
+                format,
+                route: row.get(0)?,
+                split: row.get(1)?,
+                revision: row.get(2)?,
+                latch: [row.get(3)?, row.get(4)?, row.get(5)?],
+                plan: row.get(6)?,
+                digest: row.get(7)?,
+            })
+        })?
+        .collect()
+}
+
 struct StateRow {
+    /// Of the file it is in.
+    format: i64,
     route: String,
     split: i64,
     revision: i64,
     latch: [Option<String>; 3],
+    /// JSON.
+    plan: Option<String>,
     digest: Vec<u8>,
 }
 
 impl StateRow {
-    fn of(route: &str, recorded: &Recorded) -> Self {
+    fn of(route: &str, recorded: &Recorded) -> rusqlite::Result<Self> {
         let latch = match recorded.latch.clone() {
             Some(Latch { reason, at, actor }) => [Some(reason), Some(at), Some(actor)],
             None => [None, None, None],
         };
-        let mut row = Self {
+        let plan = recorded.plan.as_ref().map(serde_json::to_string).transpose();
+        let row = Self {
+            format: FORMAT,
             route: route.to_owned(),
             split: recorded.split.buckets().into(),
             revision: recorded.revision.cast_signed(),
             latch,
+            plan: plan.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?,
             digest: Vec::new(),
         };
-        row.digest = row.digest_of_fields().as_ref().to_vec();
-        row
+        Ok(row.sealed())
     }
 
-    /// `None`: not as it was written.
-    fn parse(&self) -> Option<Recorded> {
+    fn sealed(mut self) -> Self {
+        self.digest = self.digest_of_fields().as_ref().to_vec();
+        self
+    }
+
+    fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        let Self { format: _, route, split, revision, latch: [reason, at, actor], plan, digest } = self;
+        transaction
+            .prepare_cached("REPLACE INTO state VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+            .execute(params![route, split, revision, reason, at, actor, plan, digest])?;
+        Ok(())
+    }
+
+    /// Errors: what is wrong with it.
+    fn parse(&self) -> Result<Recorded, &'static str> {
         if self.digest != self.digest_of_fields().as_ref() {
-            return None;
+            return Err("does not match its digest");
         }
         let latch = match self.latch.clone() {
             [Some(reason), Some(at), Some(actor)] => Some(Latch { reason, at, actor }),
             [None, None, None] => None,
-            _ => return None,
+            _ => return Err("has half a latch"),
         };
-        let split = Split::from_buckets(u16::try_from(self.split).ok()?)?;
-        Some(Recorded { split, revision: self.revision.cast_unsigned(), latch })
+        let split = u16::try_from(self.split).ok().and_then(Split::from_buckets).ok_or("has a split that is none")?;
+        let plan = self.plan.as_deref().map(serde_json::from_str).transpose().map_err(|_| "has a plan that is none")?;
+        Ok(Recorded { split, revision: self.revision.cast_unsigned(), latch, plan })
     }
 
     fn digest_of_fields(&self) -> digest::Digest {
@@ -448,6 +499,9 @@ impl StateRow {
         field(Some(&self.revision.to_le_bytes()));
         for part in &self.latch {
             field(part.as_deref().map(str::as_bytes));
+        }
+        if self.format >= 2 {
+            field(self.plan.as_deref().map(str::as_bytes));
         }
         context.finish()
     }
@@ -473,16 +527,34 @@ fn reseal(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// From format 1, whose rows have been found to be as they were written. All of it is in the transaction.
+fn migrate(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    let rows = state_rows(transaction)?;
+    transaction.execute_batch("DROP TABLE state")?;
+    transaction.execute_batch(STATE)?;
+    transaction.execute_batch(SIGNAL)?;
+    for row in rows {
+        StateRow { format: FORMAT, ..row }.sealed().write(transaction)?;
+    }
+    transaction.pragma_update(None, "user_version", FORMAT)
+}
+
 fn write(connection: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for (route, recorded) in &batch.states {
-        let StateRow { route, split, revision, latch: [reason, at, actor], digest } = StateRow::of(route, recorded);
-        transaction
-            .prepare_cached("REPLACE INTO state VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-            .execute(params![route, split, revision, reason, at, actor, digest])?;
+    let old = format(&transaction)? < FORMAT;
+    if old {
+        migrate(&transaction)?;
     }
-    if !batch.states.is_empty() {
+    for (route, recorded) in &batch.states {
+        StateRow::of(route, recorded)?.write(&transaction)?;
+    }
+    if old || !batch.states.is_empty() {
         reseal(&transaction)?;
+    }
+    for SignalRow { route, name, value, at } in &batch.signals {
+        transaction
+            .prepare_cached("REPLACE INTO signal VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![route, name, value, at])?;
     }
     for row in &batch.audit {
         transaction

@@ -43,7 +43,7 @@ async fn the_recorded_split_wins_over_the_configured_one() {
     let plane = Arc::new(FakePlane::default());
     let store = Arc::new(FakeStore::default());
     let first = Control::open(shop_and_broker(), store.clone(), plane.clone()).await.unwrap();
-    assert_eq!(store.recorded("broker"), Recorded { split: split(5.0), revision: 1, latch: None });
+    assert_eq!(store.recorded("broker"), Recorded { split: split(5.0), revision: 1, ..Recorded::default() });
     first.set_split("broker", split(20.0), &ann(), None).await.unwrap();
     drop(first);
 

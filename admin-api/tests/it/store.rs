@@ -1,8 +1,12 @@
 //! A state file is what was last acknowledged, or it is refused.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use admin_api::{AuditRow, Batch, IncidentRow, Latch, Recorded, Sqlite, StateStore, StoreError};
+use admin_api::{
+    AuditRow, Batch, IncidentRow, Latch, Recorded, SignalRow, Sqlite, StateStore, StoreError,
+    plan::{Measured, Run, Stamp, State},
+};
+use config::{Gates, Plan, Require};
 use rusqlite::Connection;
 
 use crate::support::{Folder, split, write};
@@ -10,15 +14,47 @@ use crate::support::{Folder, split, write};
 fn states() -> BTreeMap<String, Recorded> {
     let latch = Latch { reason: "p95".to_owned(), at: "2026-01-31T10:15:02.123Z".to_owned(), actor: "ann".to_owned() };
     BTreeMap::from([
-        ("shop".to_owned(), Recorded { split: split(12.5), revision: 7, latch: None }),
-        ("broker".to_owned(), Recorded { split: split(0.0), revision: 3, latch: Some(latch) }),
+        ("shop".to_owned(), Recorded { split: split(12.5), revision: 7, latch: None, plan: Some(plan()) }),
+        ("broker".to_owned(), Recorded { split: split(0.0), revision: 3, latch: Some(latch), plan: None }),
     ])
+}
+
+fn plan() -> Run {
+    let step = |green, gates| config::Step {
+        green: split(green),
+        bake: Duration::from_secs(600),
+        gates,
+        require: Require { match_rate: Some(0.8), ..Require::default() },
+        otherwise: config::Otherwise::Rollback,
+    };
+    let gates = Gates { approval: Some("go-live".to_owned()), after: vec!["broker".to_owned()], ..Gates::default() };
+    let stamp = Stamp { at: "2026-01-31T10:15:02.123Z".to_owned(), by: "ann".to_owned(), reason: String::new() };
+    Run {
+        plan: Plan {
+            steps: vec![step(0.0, Gates::default()), step(12.5, gates)],
+            max_hold: Duration::from_secs(3600),
+            observe: Duration::ZERO,
+            expected_rps: Some(50.0),
+        },
+        state: State::Running,
+        step: 1,
+        entered: true,
+        healthy_seconds: 17,
+        held_seconds: 3,
+        observed_seconds: 0,
+        outcomes: 850,
+        measured: Measured::default(),
+        approved: Some(stamp.clone()),
+        waived: false,
+        started: stamp.clone(),
+        changed: stamp,
+    }
 }
 
 fn recorded(path: &Path) -> Sqlite {
     let store = Sqlite::open(path).unwrap();
     let audit = AuditRow { action: "split".to_owned(), route: Some("shop".to_owned()), ..AuditRow::default() };
-    store.record(&Batch { states: states(), audit: vec![audit], incidents: Vec::new() }).unwrap();
+    store.record(&Batch { states: states(), audit: vec![audit], ..Batch::default() }).unwrap();
     store
 }
 
@@ -38,6 +74,75 @@ fn what_was_recorded_is_there_after_a_restart() {
     assert_eq!(load(&path).unwrap(), states());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(folder.names(), ["state.db"]);
+}
+
+/// What the program before plans and signals had written.
+const FORMAT_1: &str = include_str!("store/format-1.sql");
+
+#[test]
+fn a_file_of_the_first_format_is_read_and_becomes_one_of_the_second_with_the_first_change() {
+    let folder = Folder::new();
+    let path = folder.file("state.db");
+    let old = || {
+        let _ = fs::remove_file(&path);
+        Connection::open(&path).unwrap().execute_batch(FORMAT_1).unwrap();
+    };
+    let format = || {
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let at = "2026-11-21T17:56:50.601Z".to_owned();
+    let latch = Latch { reason: "p95".to_owned(), at: at.clone(), actor: "local".to_owned() };
+    let mut states = BTreeMap::from([
+        ("broker".to_owned(), Recorded { split: split(0.0), revision: 2, latch: Some(latch), plan: None }),
+        ("shop".to_owned(), Recorded { split: split(12.5), revision: 2, latch: None, plan: None }),
+    ]);
+
+    // Who only reads it leaves it to the program that wrote it.
+    old();
+    let store = Sqlite::open(&path).unwrap();
+    assert_eq!((store.load().unwrap(), store.signals().unwrap()), (states.clone(), Vec::new()));
+    store.let_go().unwrap();
+    assert_eq!(format(), 1);
+
+    store.take_back().unwrap();
+    let planned = Recorded { revision: 3, plan: Some(plan()), ..states["shop"].clone() };
+    let signal = SignalRow { route: "shop".to_owned(), name: "lag".to_owned(), value: -1.5, at };
+    let shop = BTreeMap::from([("shop".to_owned(), planned.clone())]);
+    store.record(&Batch { states: shop, signals: vec![signal.clone()], ..Batch::default() }).unwrap();
+    states.insert("shop".to_owned(), planned);
+    assert_eq!((store.load().unwrap(), store.signals().unwrap()), (states.clone(), vec![signal.clone()]));
+    assert_eq!(store.audit(None, 100).unwrap().len(), 4, "nothing else is lost");
+    drop(store);
+    assert_eq!(format(), 2);
+    let store = Sqlite::open(&path).unwrap();
+    assert_eq!((store.load().unwrap(), store.signals().unwrap()), (states, vec![signal]));
+    drop(store);
+
+    // Damage is found before anything is made of it.
+    old();
+    Connection::open(&path).unwrap().execute_batch("UPDATE state SET split = 5000 WHERE route = 'shop'").unwrap();
+    assert!(message(&path).contains("the row of route \"shop\" does not match its digest"), "{}", message(&path));
+    old();
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 2").unwrap();
+    assert!(message(&path).contains("its tables are not those of its format"), "{}", message(&path));
+}
+
+#[test]
+fn a_signal_has_one_last_value() {
+    let folder = Folder::new();
+    let store = recorded(&folder.file("state.db"));
+    let row = |name: &str, value| SignalRow {
+        route: "shop".to_owned(),
+        name: name.to_owned(),
+        value,
+        at: "2026-01-31T10:15:02Z".to_owned(),
+    };
+    let batch = |signals| Batch { signals, ..Batch::default() };
+    store.record(&batch(vec![row("lag", 1.0), row("memory", 1e300)])).unwrap();
+    store.record(&batch(vec![row("lag", 2.0)])).unwrap();
+    assert_eq!(store.signals().unwrap(), [row("lag", 2.0), row("memory", 1e300)]);
+    assert_eq!(store.load().unwrap(), states());
 }
 
 #[test]
@@ -95,7 +200,10 @@ fn nothing_is_acknowledged_into_a_file_that_the_path_has_left() {
     let (path, away) = (folder.file("state.db"), folder.file("away.db"));
     let store = recorded(&path);
     let batch = Batch {
-        states: BTreeMap::from([("shop".to_owned(), Recorded { split: split(99.0), revision: 8, latch: None })]),
+        states: BTreeMap::from([(
+            "shop".to_owned(),
+            Recorded { split: split(99.0), revision: 8, ..Recorded::default() },
+        )]),
         ..Batch::default()
     };
     let refused = |store: &Sqlite| {
@@ -158,7 +266,7 @@ fn files_that_are_not_ours_are_refused_and_left_alone() {
     refused("not one of crossfade");
     drop(recorded(&path));
     sql("PRAGMA user_version = 99");
-    refused("was written by a newer crossfade (format 99, this one knows 1)");
+    refused("was written by a newer crossfade (format 99, this one knows 2)");
     drop(recorded(&path));
     sql("PRAGMA user_version = 0");
     refused("unknown format 0");
@@ -167,6 +275,9 @@ fn files_that_are_not_ours_are_refused_and_left_alone() {
     refused("its tables are not those of its format");
     drop(recorded(&path));
     sql("UPDATE state SET split = 5000 WHERE route = 'shop'");
+    refused("the row of route \"shop\" does not match its digest");
+    drop(recorded(&path));
+    sql("UPDATE state SET plan = NULL WHERE route = 'shop'");
     refused("the row of route \"shop\" does not match its digest");
     drop(recorded(&path));
     sql("DELETE FROM state WHERE route = 'broker'");
@@ -300,6 +411,7 @@ fn rows_are_bounded_and_newest_first() {
         states: BTreeMap::new(),
         audit: (0..admin_api::AUDIT_ROWS_KEPT + 5).map(audit).collect(),
         incidents: (0..admin_api::INCIDENTS_KEPT + 5).map(incident).collect(),
+        signals: Vec::new(),
     };
     store.record(&batch).unwrap();
     assert_eq!(store.audit(None, usize::MAX >> 1).unwrap().len(), admin_api::AUDIT_ROWS_KEPT);

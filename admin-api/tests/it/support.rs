@@ -14,7 +14,7 @@ use std::{
 
 use admin_api::{
     AuditRow, Batch, DataPlane, EndpointObservation, InstallError, MetricKind, MirrorObservation, Observation, Outcome,
-    ProcessMetric, Recorded, RouteState, Second, StateStore, StoreError, Tally,
+    ProcessMetric, Recorded, RouteState, Second, SignalRow, StateStore, StoreError, Tally,
 };
 use config::{
     Admin, ArmSettings, Config, Endpoint, Fallback, Guard, HttpVersion, KeySource, Keyless, Match, Protocol, Route,
@@ -158,6 +158,8 @@ impl DataPlane for FakePlane {
         self.forgotten.lock().push(route.to_owned());
     }
 
+    fn watch_slower_than(&self, _: &str, _: Option<u64>) {}
+
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         if self.refuse_install.load(Ordering::Relaxed) {
             return Err(InstallError("route[0].listen: the port is taken; choose another".to_owned()));
@@ -225,6 +227,7 @@ pub(crate) struct FakeStore {
     states: Mutex<BTreeMap<String, Recorded>>,
     pub(crate) audit: Mutex<Vec<AuditRow>>,
     incidents: Mutex<Vec<(String, String)>>,
+    signals: Mutex<BTreeMap<(String, String), SignalRow>>,
     pub(crate) failing: AtomicBool,
     hanging: Mutex<bool>,
     released: Condvar,
@@ -269,6 +272,8 @@ impl StateStore for FakeStore {
         self.states.lock().extend(batch.states.clone());
         self.audit.lock().extend(batch.audit.iter().cloned());
         self.incidents.lock().extend(batch.incidents.iter().map(|row| (row.id.clone(), row.json.clone())));
+        let signals = batch.signals.iter().map(|row| ((row.route.clone(), row.name.clone()), row.clone()));
+        self.signals.lock().extend(signals);
         Ok(())
     }
 
@@ -282,6 +287,10 @@ impl StateStore for FakeStore {
 
     fn audit(&self, _: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
         Ok(self.audit.lock().iter().rev().take(limit).cloned().collect())
+    }
+
+    fn signals(&self) -> Result<Vec<SignalRow>, StoreError> {
+        Ok(self.signals.lock().values().cloned().collect())
     }
 
     fn let_go(&self) -> Result<(), StoreError> {
