@@ -260,16 +260,18 @@ fn guard(table: &mut Table<'_>) -> Option<Guard> {
         |increase| increase > 0.0 && increase <= 100.0,
         "write a share of blue's error rate above 0 and at most 100, such as 0.5 for half as much again",
     );
+    let max_p95_ratio = optional_ratio(table, "max_p95_ratio").or(default.max_p95_ratio);
+    let min_match_rate = optional_share(table, "min_match_rate");
     let guard = Guard {
         max_error_rate,
         max_error_increase,
         max_connect_failures: optional_share(table, "max_connect_failures"),
         max_p50_ratio: optional_ratio(table, "max_p50_ratio"),
-        max_p95_ratio: optional_ratio(table, "max_p95_ratio").or(default.max_p95_ratio),
+        max_p95_ratio,
         max_p99_ratio: optional_ratio(table, "max_p99_ratio"),
         min_throughput: optional_share(table, "min_throughput").unwrap_or(default.min_throughput),
         answer_within: whole_seconds(table, "answer_within", default.answer_within, 1..=60),
-        min_match_rate: optional_share(table, "min_match_rate"),
+        min_match_rate,
         max_failed_checks: table.integer("max_failed_checks", 1..=1000, default.max_failed_checks),
         min_requests: table.integer("min_requests", 1..=1_000_000_000, default.min_requests),
         min_keys: table.integer("min_keys", 1..=32, default.min_keys),
@@ -279,17 +281,39 @@ fn guard(table: &mut Table<'_>) -> Option<Guard> {
             &[("hold", SharedCause::Hold), ("rollback", SharedCause::Rollback)],
             default.shared_cause,
         ),
-        pause: table.table("pause", "[route.guard.pause] with max_error_rate = 0.01", pause_limits).unwrap_or_default(),
+        pause: table
+            .table("pause", "[route.guard.pause] with max_error_rate = 0.01", |table| {
+                pause_limits(table, max_error_rate, max_p95_ratio, min_match_rate)
+            })
+            .unwrap_or_default(),
     };
     armed.then_some(guard)
 }
 
-fn pause_limits(table: &mut Table<'_>) -> PauseLimits {
-    PauseLimits {
+/// The limits that take green off come first: one to pause at that is not stricter would never be reached.
+fn pause_limits(
+    table: &mut Table<'_>,
+    max_error_rate: f64,
+    max_p95_ratio: Option<f64>,
+    min_match_rate: Option<f64>,
+) -> PauseLimits {
+    let limits = PauseLimits {
         max_error_rate: optional_share(table, "max_error_rate"),
         max_p95_ratio: optional_ratio(table, "max_p95_ratio"),
         min_match_rate: optional_share(table, "min_match_rate"),
-    }
+    };
+    let stricter = |key, pause: Option<f64>, limit: Option<f64>, side, is: fn(&f64, &f64) -> bool| {
+        if let (Some(pause), Some(limit)) = (pause, limit)
+            && !is(&pause, &limit)
+        {
+            let problem = format!("{pause} is not {side} the limit at which green is taken off, {limit}");
+            table.fault(key, problem, "write a stricter limit, or leave it out");
+        }
+    };
+    stricter("max_error_rate", limits.max_error_rate, Some(max_error_rate), "below", f64::lt);
+    stricter("max_p95_ratio", limits.max_p95_ratio, max_p95_ratio, "below", f64::lt);
+    stricter("min_match_rate", limits.min_match_rate, min_match_rate, "above", f64::gt);
+    limits
 }
 
 fn optional_share(table: &mut Table<'_>, key: &'static str) -> Option<f64> {
@@ -321,6 +345,7 @@ fn bounded(value: Option<Value<'_>>, range: impl Fn(f64) -> bool, cure: &str) ->
     let number = value.number()?;
     if !range(number) {
         value.fault(format!("{number} is out of range"), cure);
+        return None;
     }
     Some(number)
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
-    Protocol, Route, Split, Timeouts, UpstreamTls,
+    PauseLimits, Protocol, Route, SharedCause, Split, Timeouts, UpstreamTls,
 };
 
 const EXAMPLE: &str = include_str!("../../crossfade.example.toml");
@@ -642,7 +642,9 @@ fn mirror_and_guard() {
         "route[0].mirror (line 5): expected a table, found the boolean true; write [route.mirror] with sample = 10.0",
     );
     let one = |line: &str, expected: &str| {
-        check_http(&format!("[route.guard]\n{line}"), &format!("route[0].guard.{expected}"));
+        let expected = format!("route[0].guard.{expected}");
+        let expected: Vec<&str> = expected.lines().collect();
+        check(&route("http", &format!("[route.guard]\n{line}")), &expected);
     };
     one("mode = \"yes\"", "mode (line 6): unknown value \"yes\"; write \"on\" or \"off\"");
     let share = "write a share above 0 and below 1, such as 0.05 for 5 per cent";
@@ -653,17 +655,67 @@ fn mirror_and_guard() {
         "max_error_rate = nan",
         "max_error_rate (line 6): the float nan is not a finite number; write a number such as 10.5",
     );
-    let ratio = "write a ratio above 1 and at most 100, such as 2.0 for twice blue's p95";
-    one("max_p95_ratio = 1", &format!("max_p95_ratio (line 6): 1 is out of range; {ratio}"));
-    one("max_p95_ratio = 100.5", &format!("max_p95_ratio (line 6): 100.5 is out of range; {ratio}"));
-    let window = "write whole seconds from \"1s\" to \"5m\"";
-    one("window = \"500ms\"", &format!("window (line 6): 500ms is not a window; {window}"));
-    one("window = \"1500ms\"", &format!("window (line 6): 1.5s is not a window; {window}"));
-    one("window = \"301s\"", &format!("window (line 6): 301s is not a window; {window}"));
-    one("min_requests = 0", "min_requests (line 6): 0 is out of range; write a whole number from 1 to 1000000000");
+    let increase = "write a share of blue's error rate above 0 and at most 100, such as 0.5 for half as much again";
+    one("max_error_increase = 0", &format!("max_error_increase (line 6): 0 is out of range; {increase}"));
+    one("max_error_increase = 101", &format!("max_error_increase (line 6): 101 is out of range; {increase}"));
+    for key in ["max_p50_ratio", "max_p95_ratio", "max_p99_ratio"] {
+        let ratio = "write a ratio above 1 and at most 100, such as 2.0 for twice blue's";
+        one(&format!("{key} = 1"), &format!("{key} (line 6): 1 is out of range; {ratio}"));
+        one(&format!("{key} = 100.5"), &format!("{key} (line 6): 100.5 is out of range; {ratio}"));
+    }
+    one("min_throughput = 1", &format!("min_throughput (line 6): 1 is out of range; {share}"));
+    one("min_match_rate = 70", &format!("min_match_rate (line 6): 70 is out of range; {share}"));
+    for (key, short, long, shown, range) in [
+        ("answer_within", "500ms", "61s", "61s", "\"1s\" to \"60s\""),
+        ("baseline", "10500ms", "6m", "360s", "\"10s\" to \"300s\""),
+    ] {
+        let whole = format!("write whole seconds from {range}");
+        let read = if short == "500ms" { "500ms" } else { "10.5s" };
+        one(&format!("{key} = \"{short}\""), &format!("{key} (line 6): {read} is out of range; {whole}"));
+        one(&format!("{key} = \"{long}\""), &format!("{key} (line 6): {shown} is out of range; {whole}"));
+    }
+    let count = |most| format!("write a whole number from 1 to {most}");
+    one("max_failed_checks = 0", &format!("max_failed_checks (line 6): 0 is out of range; {}", count(1000)));
+    one("min_requests = 0", &format!("min_requests (line 6): 0 is out of range; {}", count(1_000_000_000)));
+    one("min_keys = 33", &format!("min_keys (line 6): 33 is out of range; {}", count(32)));
+    one("shared_cause = \"trip\"", "shared_cause (line 6): unknown value \"trip\"; write \"hold\" or \"rollback\"");
+    one(
+        "pause = 0.01",
+        "pause (line 6): expected a table, found the float 0.01; \
+         write [route.guard.pause] with max_error_rate = 0.01",
+    );
+    one(
+        "[route.guard.pause]\nmax_error_rate = 1",
+        &format!("pause.max_error_rate (line 7): 1 is out of range; {share}"),
+    );
+    one(
+        "[route.guard.pause]\nmax_error_rate = 0.05",
+        "pause.max_error_rate (line 7): 0.05 is not below the limit at which green is taken off, 0.05; \
+         write a stricter limit, or leave it out",
+    );
+    one(
+        "min_match_rate = 0.7\n[route.guard.pause]\nmin_match_rate = 0.6\nmax_p95_ratio = 2.5",
+        "pause.min_match_rate (line 8): 0.6 is not above the limit at which green is taken off, 0.7; \
+         write a stricter limit, or leave it out\n\
+         route[0].guard.pause.max_p95_ratio (line 9): 2.5 is not below the limit at which green is taken off, 2; \
+         write a stricter limit, or leave it out",
+    );
     let guard = |lines: &str| accepted(&route("http", &format!("[route.guard]\n{lines}"))).routes[0].guard;
     assert_eq!(guard(""), Some(Guard::default()));
-    assert_eq!(guard("mode = \"off\"\nwindow = \"5m\""), None);
+    assert_eq!(guard("mode = \"off\"\nbaseline = \"5m\""), None);
+    let all = "max_error_increase = 0.5\nmax_p50_ratio = 3\nmin_match_rate = 0.7\nshared_cause = \"rollback\"\n\
+               [route.guard.pause]\nmax_p95_ratio = 1.5\nmin_match_rate = 0.8";
+    assert_eq!(
+        guard(all),
+        Some(Guard {
+            max_error_increase: Some(0.5),
+            max_p50_ratio: Some(3.0),
+            min_match_rate: Some(0.7),
+            shared_cause: SharedCause::Rollback,
+            pause: PauseLimits { max_error_rate: None, max_p95_ratio: Some(1.5), min_match_rate: Some(0.8) },
+            ..Guard::default()
+        })
+    );
 }
 
 /// Two routes: the second with this protocol, listener and further settings. Its listener is on line 13.
@@ -794,7 +846,7 @@ endpoints = ["127.0.0.1:8080"]
 keyless = "random"
 
 [route.guard]
-window = "1500ms"
+baseline = "1500ms"
 
 [[route]]
 name = "shop"
@@ -821,7 +873,7 @@ listen = "127.0.0.1:8080"
             ("route[0].green.label", 23),
             ("route[0].green.endpoints[0]", 24),
             ("route[0].green.keyless", 25),
-            ("route[0].guard.window", 28),
+            ("route[0].guard.baseline", 28),
             ("route[1].blue", 30),
             ("route[1].green", 30),
             ("route[1].name", 31),
@@ -896,9 +948,19 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                 mirror: None,
                 guard: Some(Guard {
                     max_error_rate: 0.05,
-                    max_p95_ratio: 2.0,
-                    window: Duration::from_secs(10),
+                    max_error_increase: None,
+                    max_p50_ratio: None,
+                    max_p95_ratio: Some(2.0),
+                    max_p99_ratio: None,
+                    min_throughput: 0.5,
+                    answer_within: Duration::from_secs(5),
+                    min_match_rate: None,
+                    max_failed_checks: 3,
                     min_requests: 20,
+                    min_keys: 3,
+                    baseline: Duration::from_secs(300),
+                    shared_cause: SharedCause::Hold,
+                    pause: PauseLimits { max_error_rate: None, max_p95_ratio: None, min_match_rate: None },
                 }),
             }],
         };
@@ -1045,6 +1107,7 @@ listen = "127.0.0.1:8080"
 [route.mirror]
 sample = 1
 [route.guard]
+[route.guard.pause]
 [route.blue]
 endpoints = ["127.0.0.1:9001"]
 [route.green]
@@ -1102,15 +1165,19 @@ fn the_document_and_the_example_have_every_key() {
             place => format!("[{}]", place.replace("[0]", "")),
         };
         for key in known.split(", ") {
-            let table = ["match", "timeouts", "health", "mirror", "guard", "blue", "green"].contains(&key);
+            let table = match header.as_str() {
+                "[[route]]" => ["match", "timeouts", "health", "mirror", "guard", "blue", "green"].contains(&key),
+                "[route.guard]" => key == "pause",
+                _ => false,
+            };
             let found = documented().iter().any(|row| (row.0, row.1) == (header.as_str(), key));
-            assert!(found || table && header == "[[route]]", "the document lacks {header} {key}");
+            assert!(found || table, "the document lacks {header} {key}");
             let written = example.contains(&format!("{key} = "));
             assert!(written || table, "the example lacks {key}");
         }
         tables += 1;
     }
-    assert_eq!(tables, 10);
+    assert_eq!(tables, 11);
 }
 
 /// Marsaglia's xorshift64: enough to be surprised by, and a seed says it all.
