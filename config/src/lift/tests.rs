@@ -949,6 +949,7 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                 guard: Some(Guard {
                     max_error_rate: 0.05,
                     max_error_increase: None,
+                    max_connect_failures: None,
                     max_p50_ratio: None,
                     max_p95_ratio: Some(2.0),
                     max_p99_ratio: None,
