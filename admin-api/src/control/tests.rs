@@ -13,8 +13,6 @@ impl DataPlane for Plane {
 
     fn forget(&self, _: &str) {}
 
-    fn watch_slower_than(&self, _: &str, _: Option<u64>) {}
-
     fn install(&self, _: &Arc<Config>, _: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         Ok(())
     }

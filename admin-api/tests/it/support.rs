@@ -158,8 +158,6 @@ impl DataPlane for FakePlane {
         self.forgotten.lock().push(route.to_owned());
     }
 
-    fn watch_slower_than(&self, _: &str, _: Option<u64>) {}
-
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         if self.refuse_install.load(Ordering::Relaxed) {
             return Err(InstallError("route[0].listen: the port is taken; choose another".to_owned()));
