@@ -28,7 +28,8 @@ struct Watch {
     report: PlaceboReport,
     /// The last second that was judged.
     seen: Option<u64>,
-    mirror: MirrorObservation,
+    /// What the mirror had seen then.
+    mirror: Option<MirrorObservation>,
 }
 
 impl Watch {
@@ -41,14 +42,14 @@ impl Watch {
             placebo: Engine::new(&watched.policy),
             report: PlaceboReport::default(),
             seen: None,
-            mirror: MirrorObservation::default(),
+            mirror: None,
         }
     }
 
     fn follow(&mut self, watched: &Watched) {
         if self.epoch != watched.epoch {
-            let report = self.report;
-            *self = Self { report, seen: self.seen, ..Self::new(watched) };
+            // What is usual for blue is learned again from the seconds that are remembered.
+            *self = Self { report: self.report, ..Self::new(watched) };
         }
         if self.policy != watched.policy {
             self.policy = watched.policy;
@@ -123,10 +124,8 @@ impl Guardian {
                 continue;
             }
             let observed = self.control.plane().observe(route).unwrap_or_default();
-            let mirrored = observed.mirror.as_ref().map(|mirror| mirror.since(&watch.mirror));
-            if let Some(mirror) = observed.mirror {
-                watch.mirror = mirror;
-            }
+            let before = std::mem::replace(&mut watch.mirror, observed.mirror);
+            let mirrored = watch.mirror.as_ref().zip(before).map(|(now, before)| now.since(&before));
             let surroundings = Surroundings {
                 mirror: mirrored.as_ref().map(|seen| MirrorSecond { pairs: seen.paired, mismatches: seen.mismatched }),
                 blue_endpoints: observed.blue.endpoints,
