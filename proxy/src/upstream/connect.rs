@@ -11,7 +11,11 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use super::{ArmUpstream, Lease, is_shortage};
-use crate::{live::Route, telemetry::Exchange, transport::Transport};
+use crate::{
+    live::Route,
+    telemetry::Exchange,
+    transport::{Socket, Transport},
+};
 
 /// An established connection, and how long establishing it took.
 #[derive(Debug)]
@@ -77,7 +81,7 @@ pub(crate) async fn establish(upstream: &ArmUpstream, address: SocketAddr) -> io
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     Ok(match &upstream.tls {
-        None => Transport::Plain(tcp),
+        None => Transport::Plain(Socket::Watched(tcp)),
         Some(tls) => Transport::Tls(Box::new(TlsStream::Client(tls.connect(tcp, &[]).await?))),
     })
 }

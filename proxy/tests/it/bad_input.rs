@@ -371,7 +371,7 @@ label = "Same"
 endpoints = ["host"]
 [route.guard]
 max_error_rate = 7.5
-window = "0s"
+baseline = "0s"
 
 [[route]]
 name = "shop"
@@ -391,7 +391,7 @@ const FAULTY_PLACES: [&str; 14] = [
     "route[0].green.label",
     "route[0].green.endpoints[0]",
     "route[0].guard.max_error_rate",
-    "route[0].guard.window",
+    "route[0].guard.baseline",
     "route[1].name",
     "route[1].protocol",
     "route[1].listen",

@@ -56,7 +56,7 @@ async fn a_changed_file_goes_live_and_no_connection_notices() {
     let rekeyed = broker
         .clone()
         .with("key = [\"mqtt-username\"]")
-        .table("[route.guard]\nmax_error_rate = 0.01\nwindow = \"5s\"")
+        .table("[route.guard]\nmax_error_rate = 0.01\nbaseline = \"60s\"")
         .to_string();
     crossfade.rewrite("", &format!("{changed}{rekeyed}"));
     logged(&crossfade, DONE, 1).await;
@@ -120,10 +120,10 @@ async fn a_faulty_file_changes_nothing_and_every_fault_is_in_the_log() {
     let before = crossfade.admin.get("/traffic-split").await.1;
 
     let faulty =
-        route.clone().with("key = [\"header:x\"]").with("colour = \"blue\"").table("[route.guard]\nwindow = \"0s\"");
+        route.clone().with("key = [\"header:x\"]").with("colour = \"blue\"").table("[route.guard]\nbaseline = \"0s\"");
     crossfade.rewrite("", &faulty.to_string());
     logged(&crossfade, REFUSED, 1).await;
-    for place in ["route[0].key[0]", "route[0].colour", "route[0].guard.window"] {
+    for place in ["route[0].key[0]", "route[0].colour", "route[0].guard.baseline"] {
         assert!(crossfade.log().iter().any(|line| line.contains(place)), "{place}: {:?}", crossfade.log());
     }
     fs::write(crossfade.config_path(), "[[route").unwrap();
