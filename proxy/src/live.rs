@@ -15,7 +15,7 @@ use config::{Arm, Config, Fault, Faults, Protocol, Split};
 use crate::{
     limits::Limits,
     mirror::{Mirror, MirrorThread},
-    split::Salt,
+    split::{Decided, Hashed, Salt},
     telemetry::Meter,
     tls,
     upstream::{self, ArmUpstream, Check, Endpoint, UpstreamTls},
@@ -52,7 +52,8 @@ pub(crate) struct Listener {
 pub(crate) struct Route {
     pub(crate) settings: Arc<config::Route>,
     pub(crate) state: RouteState,
-    pub(crate) salt: Salt,
+    salt: Salt,
+    placebo: Salt,
     pub(crate) blue: Arc<ArmUpstream>,
     pub(crate) green: Arc<ArmUpstream>,
     pub(crate) meter: Shared<Meter>,
@@ -76,19 +77,24 @@ impl Route {
         self.blue.is_http1() && self.green.is_http1()
     }
 
-    /// The arm of a caller. `key`: `None` when it has none, which is counted and decided by the route's `keyless`.
-    pub(crate) fn arm_of(&self, key: Option<&[u8]>) -> Arm {
-        let bucket = match (key, self.settings.keyless) {
-            (Some(key), _) => crate::split::bucket(self.salt, key),
-            (None, keyless) => {
+    /// Decides about a caller. `key`: `None` when it has none, which is decided by the route's `keyless`. `wanted`: the arm
+    /// it asks for, and may.
+    pub(crate) fn decide(&self, key: Option<&[u8]>, wanted: Option<Arm>) -> Decided {
+        // Each caller without a key is one of its own, as far as anybody can tell.
+        let hashed = key.map_or_else(|| Hashed(fastrand::u64(..)), |key| Hashed::of(self.salt, key));
+        let by_bucket = || self.split().arm(hashed.bucket());
+        let arm = match (wanted, key) {
+            (Some(wanted), _) => wanted,
+            (None, Some(_)) => by_bucket(),
+            (None, None) => {
                 self.meter.keyless();
-                match keyless {
-                    config::Keyless::Blue => return Arm::Blue,
-                    config::Keyless::Random => fastrand::u16(..config::BUCKETS),
+                match self.settings.keyless {
+                    config::Keyless::Blue => Arm::Blue,
+                    config::Keyless::Random => by_bucket(),
                 }
             }
         };
-        self.split().arm(bucket)
+        Decided::new(self.placebo, self.split(), arm, hashed)
     }
 }
 
@@ -261,6 +267,7 @@ fn build_route(
         green,
         state: parts.states.get(&settings.name).copied().unwrap_or_default(),
         salt: Salt::split(&settings.name),
+        placebo: Salt::placebo(&settings.name),
         meter: previous.map_or_else(|| Meter::new(parts.workers), |previous| previous.meter.clone()),
         mirror,
         settings: Arc::new(settings.clone()),

@@ -19,9 +19,9 @@ use crate::{
     forward::{Ended, Moved, Patience, Seen, relay},
     key,
     live::Route,
-    telemetry::Exchange,
+    telemetry::{Exchange, Fault},
     transport::Transport,
-    upstream,
+    upstream::{self, Connected, Lease},
     wire::mqtt::{
         Connack, Connect, MAX_CONNECT, Parsed, Version, connack_is_broker_fault, parse_connack, parse_connect,
         server_unavailable,
@@ -42,7 +42,7 @@ pub(crate) async fn serve(accepted: Accepted) {
         }
         Err(_) => return route.meter.reject("connect_timeout"),
     };
-    let mut exchange = Exchange::dispatch(route.meter.handle(), route.arm_of(greeting.key.as_deref()));
+    let mut exchange = Exchange::dispatch(route.meter.handle(), &route.decide(greeting.key.as_deref(), None));
     let started = Instant::now();
     let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else {
         return transport.close_with(server_unavailable(greeting.version)).await;
@@ -50,12 +50,13 @@ pub(crate) async fn serve(accepted: Accepted) {
     let sent = first_bytes.len() as u64;
     let timeouts = &route.settings.timeouts;
     if !matches!(time::timeout(timeouts.write, connected.upstream.write_all_buf(&mut first_bytes)).await, Ok(Ok(()))) {
-        exchange.judge(Outcome::Broken, None);
+        let fault = Fault::new(Some(connected.lease.address()), "the broker did not take the connect packet");
+        exchange.judge(Outcome::Broken, None, Some(fault));
         return transport.close_with(server_unavailable(greeting.version)).await;
     }
     // It may live for months: nothing of its beginning is kept.
     drop((first_bytes, greeting.key));
-    let moved = carry(&route, &mut transport, &mut connected.upstream, &mut exchange, greeting.version, started).await;
+    let moved = carry(&route, &mut transport, &mut connected, &mut exchange, greeting.version, started).await;
     let Some(moved) = moved else { return transport.close_with(server_unavailable(greeting.version)).await };
     exchange.add_bytes(sent + moved.up, moved.down);
     if access_log {
@@ -71,7 +72,7 @@ pub(crate) async fn serve(accepted: Accepted) {
 async fn carry(
     route: &Route,
     client: &mut Transport,
-    upstream: &mut Transport,
+    connected: &mut Connected,
     exchange: &mut Exchange,
     version: Version,
     started: Instant,
@@ -79,7 +80,8 @@ async fn carry(
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
     let answered = AtomicBool::new(false);
-    let mut answer = Answer { exchange, version, started, begun: BytesMut::new(), answered: &answered };
+    let Connected { upstream, lease, .. } = connected;
+    let mut answer = Answer { exchange, lease, version, started, begun: BytesMut::new(), answered: &answered };
     let ended = {
         let relaying = relay(client, upstream, patience, |bytes| answer.see(bytes));
         tokio::pin!(relaying);
@@ -99,11 +101,12 @@ async fn carry(
         // A client that leaves before the answer says nothing about the broker.
         Some(moved) if moved.ended == Ended::ClientBroke || moved.client_done => Some(moved),
         Some(moved) => {
-            exchange.judge(Outcome::Broken, None);
+            let fault = Fault::new(Some(lease.address()), "the broker closed the connection before its connack");
+            exchange.judge(Outcome::Broken, None, Some(fault));
             (moved.down > 0).then_some(moved)
         }
         None => {
-            exchange.judge(Outcome::Timeout, None);
+            exchange.judge(Outcome::Timeout, None, Some(Fault::new(Some(lease.address()), "no connack in time")));
             (begun > 0).then_some(Moved { up: 0, down: begun, ended: Ended::UpstreamBroke, client_done: false })
         }
     }
@@ -112,6 +115,7 @@ async fn carry(
 /// Watches a broker's first bytes for the CONNACK.
 struct Answer<'a> {
     exchange: &'a mut Exchange,
+    lease: &'a Lease,
     version: Version,
     started: Instant,
     /// Of a packet that has not arrived whole.
@@ -129,18 +133,22 @@ impl Answer<'_> {
             return Seen::Stop;
         }
         self.begun.extend_from_slice(bytes);
-        let outcome = loop {
+        let broker = self.lease.address();
+        let nonsense = || Some(Fault::new(Some(broker), "the broker's first packet was no connack"));
+        let (outcome, fault) = loop {
             match parse_connack(&self.begun, self.version) {
                 Connack::Incomplete if self.begun.len() < MAX_CONNECT => return Seen::More,
-                Connack::Incomplete | Connack::NotConnack => break Outcome::Broken,
+                Connack::Incomplete | Connack::NotConnack => break (Outcome::Broken, nonsense()),
                 Connack::Auth { length } => bytes::Buf::advance(&mut self.begun, length),
-                Connack::Connack { code: 0, .. } => break Outcome::Ok,
-                Connack::Connack { code, .. } if connack_is_broker_fault(self.version, code) => break Outcome::Refused,
-                Connack::Connack { .. } => break Outcome::Declined,
+                Connack::Connack { code: 0, .. } => break (Outcome::Ok, None),
+                Connack::Connack { code, .. } if connack_is_broker_fault(self.version, code) => {
+                    break (Outcome::Refused, Some(Fault::connack(broker, code)));
+                }
+                Connack::Connack { .. } => break (Outcome::Declined, None),
             }
         };
         let latency = (outcome != Outcome::Broken).then(|| self.started.elapsed().as_micros() as u64);
-        self.exchange.judge(outcome, latency);
+        self.exchange.judge(outcome, latency, fault);
         self.answered.store(true, Ordering::Relaxed);
         self.begun = BytesMut::new();
         Seen::Enough

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ::time::OffsetDateTime;
 use admin_api::{DataPlane, InstallError, MetricKind, Observation, ProcessMetric, RouteState, Second};
 use arc_swap::{ArcSwap, Guard};
 use config::{Arm, Config};
@@ -24,7 +25,7 @@ use crate::{
     mirror::MirrorThread,
     splice,
     takeover::Predecessor,
-    telemetry::Rejections,
+    telemetry::{Rejections, Tick},
 };
 
 /// Shared by the workers, the control plane and the mirror.
@@ -141,10 +142,12 @@ impl Plane {
         loop {
             ticks.tick().await;
             let at = self.seconds.fetch_add(1, Ordering::Relaxed);
+            let tick = Tick { at, now: time::Instant::now(), utc: OffsetDateTime::now_utc() };
             for route in self.live().routes.values() {
-                route.meter.gather(at);
+                let answer_within = route.settings.guard.unwrap_or_default().answer_within;
+                route.meter.gather(&tick, answer_within);
                 let endpoints = route.blue.endpoints.iter().chain(&route.green.endpoints);
-                endpoints.for_each(|endpoint| endpoint.sweep(time::Instant::now()));
+                endpoints.for_each(|endpoint| endpoint.sweep(tick.now));
             }
         }
     }
@@ -188,6 +191,12 @@ impl DataPlane for Plane {
         }
     }
 
+    fn watch_slower_than(&self, route: &str, us: Option<u64>) {
+        if let Some(route) = self.live.load().routes.get(route) {
+            route.meter.watch_slower_than(us);
+        }
+    }
+
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
         let mut source = self.source.lock();
         let mut new = Source { config: Some(Arc::clone(config)), states: states.clone(), ..source.clone() };
@@ -216,8 +225,6 @@ impl DataPlane for Plane {
     fn seconds(&self, route: &str, after: Option<u64>) -> Vec<Arc<Second>> {
         self.live.load().routes.get(route).map(|route| route.meter.seconds(after)).unwrap_or_default()
     }
-
-    fn watch_slower_than(&self, _route: &str, _us: Option<u64>) {}
 
     fn ready(&self) -> bool {
         self.serving.load(Ordering::Relaxed)

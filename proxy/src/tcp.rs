@@ -28,9 +28,9 @@ pub(crate) async fn serve(accepted: Accepted) {
         Ok(key) => key,
         Err(reason) => return route.meter.reject(reason),
     };
-    let mut exchange = Exchange::dispatch(route.meter.handle(), route.arm_of(key.as_deref()));
+    let mut exchange = Exchange::dispatch(route.meter.handle(), &route.decide(key.as_deref(), None));
     let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else { return };
-    exchange.judge(Outcome::Ok, Some(connected.latency_us));
+    exchange.judge(Outcome::Ok, Some(connected.latency_us), None);
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
     let peeked = first_bytes.len() as u64;

@@ -2,6 +2,9 @@
 //!
 //! A worker takes only its own lock, which nobody else wants but the gathering once a second.
 
+mod fault;
+mod waiting;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
@@ -14,8 +17,16 @@ use std::{
 use admin_api::{ArmObservation, Observation, Outcome, SECONDS_KEPT, Second, Tally};
 use config::Arm;
 use parking_lot::Mutex;
+use time::OffsetDateTime;
+use tokio::time::{Duration, Instant};
 
-use crate::worker::{Handle, PerWorker, Shared};
+pub(crate) use fault::Fault;
+
+use crate::{
+    split::Decided,
+    worker::{self, Handle, PerWorker, Shared},
+};
+use waiting::Waiting;
 
 /// The counts of one route. Survives reloads of the configuration as long as the route keeps its name.
 #[derive(Debug)]
@@ -24,15 +35,48 @@ pub(crate) struct Meter {
     history: Mutex<History>,
     /// Grows when evidence is dropped. Written once in a blue moon, so reading it costs nothing.
     epoch: AtomicU64,
+    /// What takes longer is slow, microseconds. Seldom written, too.
+    slow_us: AtomicU64,
 }
+
+/// Whose an exchange is. Blue's are counted in two parts, so that each is counted once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Slice {
+    /// Without the placebo's.
+    Blue,
+    Green,
+    Placebo,
+}
+
+impl Slice {
+    fn of(decided: &Decided) -> Self {
+        match decided.arm {
+            Arm::Green => Self::Green,
+            Arm::Blue if decided.placebo => Self::Placebo,
+            Arm::Blue => Self::Blue,
+        }
+    }
+
+    fn arm(self) -> Arm {
+        match self {
+            Self::Blue | Self::Placebo => Arm::Blue,
+            Self::Green => Arm::Green,
+        }
+    }
+}
+
+/// One `T` for each [`Slice`].
+type Slices<T> = [T; 3];
 
 #[derive(Debug, Default)]
 struct Shard {
-    arms: [Tally; 2],
+    slices: Slices<Tally>,
+    /// The last failure of each.
+    faults: Slices<Option<(Outcome, Fault)>>,
+    waiting: Waiting,
     /// Endings of what began in an earlier epoch: for the totals alone.
     forgotten: [Tally; 2],
-    /// May be negative on one worker when another one ended what it had opened.
-    open: [i64; 2],
+    open: [u64; 2],
     keyless: u64,
     rejected: BTreeMap<&'static str, u64>,
 }
@@ -43,19 +87,52 @@ struct History {
     keyless: u64,
     rejected: BTreeMap<&'static str, u64>,
     seconds: VecDeque<Arc<Second>>,
+    undue: Undue,
     /// What the shards' tallies are exchanged for, so that their histograms keep their memory.
-    spare: Tally,
+    spare: Slices<Tally>,
 }
+
+/// The seconds whose answers are not due yet.
+#[derive(Debug, Default)]
+struct Undue {
+    /// The number of the oldest, counted from the meter's first.
+    first: u32,
+    /// When each ended, and what was dispatched in it.
+    seconds: VecDeque<(Instant, Slices<u64>)>,
+    /// As of the last second.
+    epoch: u64,
+}
+
+/// The end of a second.
+pub(crate) struct Tick {
+    /// Seconds since the start, growing.
+    pub(crate) at: u64,
+    pub(crate) now: Instant,
+    pub(crate) utc: OffsetDateTime,
+}
+
+/// How much younger than it should be a second may be whose answers are due: seconds do not end on time to the millisecond.
+const EARLY: Duration = Duration::from_millis(500);
 
 impl Meter {
     pub(crate) fn new(workers: usize) -> Shared<Self> {
-        let meter = Self { shards: PerWorker::new(workers), history: Mutex::default(), epoch: AtomicU64::new(0) };
+        let meter = Self {
+            shards: PerWorker::new(workers),
+            history: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            slow_us: AtomicU64::new(u64::MAX),
+        };
         Shared::new(meter, workers)
     }
 
     /// What is under way is evidence no more, however it ends.
     pub(crate) fn forget(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on counts the keys that are answered later than this; `None`: none are. Microseconds.
+    pub(crate) fn watch_slower_than(&self, us: Option<u64>) {
+        self.slow_us.store(us.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub(crate) fn keyless(&self) {
@@ -67,20 +144,34 @@ impl Meter {
         *self.shards.local().lock().rejected.entry(reason).or_default() += 1;
     }
 
-    /// Closes a second: moves what the workers counted into history. `at`: seconds since the start, growing.
-    pub(crate) fn gather(&self, at: u64) {
+    /// Closes a second: moves what the workers counted into history. `answer_within`: when an answer is due.
+    pub(crate) fn gather(&self, tick: &Tick, answer_within: Duration) {
         let mut history = self.history.lock();
         let history = &mut *history;
-        let mut arms = [Tally::default(), Tally::default()];
+        // What was dispatched before a reset, or in its second, is no evidence: nobody asks for its answers.
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let forgotten = mem::replace(&mut history.undue.epoch, epoch) != epoch;
+        let first = history.undue.first;
+        let closing = first + history.undue.seconds.len() as u32;
+        let ripe = |(ended, _): &&(Instant, _)| tick.now.duration_since(*ended) + EARLY >= answer_within;
+        let due = match forgotten {
+            true => first..closing + 1,
+            false => first..first + history.undue.seconds.iter().take_while(ripe).count() as u32,
+        };
+
+        let mut slices = Slices::<Tally>::default();
+        let mut faults = Slices::default();
         for shard in self.shards.iter() {
-            for (arm, gathered) in arms.iter_mut().enumerate() {
-                let mut shard = shard.lock();
-                mem::swap(&mut shard.arms[arm], &mut history.spare);
-                drop(shard);
-                gathered.add(&history.spare);
-                history.spare.clear();
-            }
             let mut shard = shard.lock();
+            mem::swap(&mut shard.slices, &mut history.spare);
+            shard.waiting.next_second(due.clone(), |slice, key| {
+                let tally = &mut slices[slice as usize];
+                tally.overdue += 1;
+                tally.overdue_keys.count(key);
+            });
+            for (last, fault) in faults.iter_mut().zip(&mut shard.faults) {
+                *last = fault.take().or(*last);
+            }
             for (total, forgotten) in history.total.iter_mut().zip(&mut shard.forgotten) {
                 total.add_counts(forgotten);
                 forgotten.clear();
@@ -89,21 +180,45 @@ impl Meter {
             for (reason, count) in mem::take(&mut shard.rejected) {
                 *history.rejected.entry(reason).or_default() += count;
             }
+            drop(shard);
+            for (gathered, counted) in slices.iter_mut().zip(&mut history.spare) {
+                gathered.add(counted);
+                counted.clear();
+            }
         }
-        for (total, gathered) in history.total.iter_mut().zip(&arms) {
+        for (tally, last) in slices.iter_mut().zip(&faults) {
+            tally.sample = last.as_ref().map(|(outcome, fault): &(_, Fault)| fault.sample(*outcome, tick.utc));
+        }
+
+        history.undue.first = due.end;
+        let dispatched = slices.each_ref().map(|tally| tally.dispatched);
+        history.undue.seconds.push_back((tick.now, dispatched));
+        for (_, dispatched) in history.undue.seconds.drain(..due.len()) {
+            for (tally, dispatched) in slices.iter_mut().zip(dispatched) {
+                tally.due += dispatched;
+            }
+        }
+        if forgotten {
+            for tally in &mut slices {
+                (tally.due, tally.overdue) = (0, 0);
+                tally.overdue_keys.clear();
+            }
+        }
+
+        let [mut blue, green, placebo] = slices;
+        blue.add(&placebo);
+        for (total, gathered) in history.total.iter_mut().zip([&blue, &green]) {
             total.add_counts(gathered);
         }
-        let [blue, green] = arms;
         if history.seconds.len() == SECONDS_KEPT {
             history.seconds.pop_front();
         }
-        history.seconds.push_back(Arc::new(Second { at, blue, green, placebo: Tally::default() }));
+        history.seconds.push_back(Arc::new(Second { at: tick.at, blue, green, placebo }));
     }
 
     /// Everything but endpoints and the mirror, up to the last gathered second; what is open is as of now.
     pub(crate) fn observe(&self) -> Observation {
-        let open =
-            |arm: Arm| self.shards.iter().map(|shard| shard.lock().open[arm as usize]).sum::<i64>().max(0) as u64;
+        let open = |arm: Arm| self.shards.iter().map(|shard| shard.lock().open[arm as usize]).sum();
         let (open_blue, open_green) = (open(Arm::Blue), open(Arm::Green));
         let history = self.history.lock();
         let arm =
@@ -133,65 +248,83 @@ impl Meter {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     meter: Handle<Meter>,
-    arm: Arm,
-    /// The meter's when it began.
-    epoch: u64,
-    judgement: Judgement,
+    case: Case,
     bytes_in: u64,
     bytes_out: u64,
+    ended: bool,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Judgement {
-    None,
-    /// To be counted with all the rest, at the end.
-    AtEnd(Outcome, Option<u64>),
-    Counted,
+/// What an exchange is counted as.
+#[derive(Debug)]
+struct Case {
+    key: u64,
+    /// The meter's when it began.
+    epoch: u64,
+    /// Whose shard counts it.
+    worker: usize,
+    /// Its place among those who wait for an answer, as long as it does.
+    waiting: Option<u32>,
+    slice: Slice,
+    judged: bool,
+}
+
+struct Ending {
+    outcome: Outcome,
+    latency_us: Option<u64>,
+    fault: Option<Fault>,
 }
 
 impl Exchange {
-    /// An arm was decided: from here on the exchange must end one way or another.
-    pub(crate) fn dispatch(meter: Handle<Meter>, arm: Arm) -> Self {
-        let mut shard = meter.shards.local().lock();
-        shard.arms[arm as usize].dispatched += 1;
-        shard.open[arm as usize] += 1;
+    /// An arm was decided: from here on the exchange must end one way or another, on this thread.
+    pub(crate) fn dispatch(meter: Handle<Meter>, decided: &Decided) -> Self {
+        Self::begin(meter, Slice::of(decided), decided.key.0)
+    }
+
+    fn begin(meter: Handle<Meter>, slice: Slice, key: u64) -> Self {
+        let worker = worker::id();
+        let mut shard = meter.shards.of(worker).lock();
+        shard.slices[slice as usize].dispatched += 1;
+        shard.open[slice.arm() as usize] += 1;
+        let waiting = Some(shard.waiting.begin(key, slice));
         drop(shard);
         let epoch = meter.epoch.load(Ordering::Relaxed);
-        Self { meter, arm, epoch, judgement: Judgement::None, bytes_in: 0, bytes_out: 0 }
+        let case = Case { key, epoch, worker, waiting, slice, judged: false };
+        Self { meter, case, bytes_in: 0, bytes_out: 0, ended: false }
     }
 
     pub(crate) fn arm(&self) -> Arm {
-        self.arm
+        self.case.slice.arm()
+    }
+
+    /// The arm's answer has begun, or none will come for a reason that is not the arm's. What is judged need not say so.
+    pub(crate) fn answered(&mut self) {
+        if let Some(place) = self.case.waiting.take() {
+            self.meter.shards.of(self.case.worker).lock().waiting.answered(place);
+        }
     }
 
     /// Says how it ended, or, for a tunnel, how it began. Only the first word counts. `latency_us`: microseconds until
-    /// the arm answered, if it did.
-    pub(crate) fn judge(&mut self, outcome: Outcome, latency_us: Option<u64>) {
-        if self.judgement == Judgement::None {
-            self.judgement = Judgement::Counted;
-            let mut shard = self.meter.shards.local().lock();
-            self.tally(&mut shard).record(outcome, latency_us);
+    /// the arm answered, if it did. `fault`: of failures, what they were.
+    pub(crate) fn judge(&mut self, outcome: Outcome, latency_us: Option<u64>, fault: Option<Fault>) {
+        if !self.case.judged {
+            let mut shard = self.meter.shards.of(self.case.worker).lock();
+            self.case.record(&self.meter, &mut shard, Ending { outcome, latency_us, fault });
         }
     }
 
-    /// As [`Self::judge`], of what ends now: counted together with the end.
-    pub(crate) fn judge_at_end(&mut self, outcome: Outcome, latency_us: Option<u64>) {
-        if self.judgement == Judgement::None {
-            self.judgement = Judgement::AtEnd(outcome, latency_us);
-        }
+    /// As [`Self::judge`], of what ends now.
+    pub(crate) fn end(mut self, outcome: Outcome, latency_us: Option<u64>, fault: Option<Fault>) {
+        self.close(Ending { outcome, latency_us, fault });
     }
 
-    /// Green could not be reached and blue serves instead: green's failure, and from now on blue's exchange.
-    pub(crate) fn fall_back(&mut self) {
-        self.tally(&mut self.meter.shards.local().lock()).fallbacks += 1;
-        self.judge(Outcome::Unreachable, None);
-        *self = Self::dispatch(self.meter.clone(), Arm::Blue);
-    }
-
-    fn tally<'a>(&self, shard: &'a mut Shard) -> &'a mut Tally {
-        let is_evidence = self.epoch == self.meter.epoch.load(Ordering::Relaxed);
-        let arms = if is_evidence { &mut shard.arms } else { &mut shard.forgotten };
-        &mut arms[self.arm as usize]
+    /// Green could not be reached and blue serves instead: green's failure, and from now on blue's exchange. Never the
+    /// placebo's, which has none of green's keys.
+    pub(crate) fn fall_back(&mut self, fault: Fault) {
+        let Self { meter, case, .. } = self;
+        case.tally(meter, &mut meter.shards.of(case.worker).lock()).fallbacks += 1;
+        let key = case.key;
+        self.judge(Outcome::Unreachable, None, Some(fault));
+        *self = Self::begin(self.meter.clone(), Slice::Blue, key);
     }
 
     /// Counted at the end.
@@ -199,21 +332,65 @@ impl Exchange {
         self.bytes_in += bytes_in;
         self.bytes_out += bytes_out;
     }
+
+    fn close(&mut self, ending: Ending) {
+        let Self { meter, case, bytes_in, bytes_out, ended } = self;
+        let mut shard = meter.shards.of(case.worker).lock();
+        let shard = &mut *shard;
+        shard.open[case.slice.arm() as usize] -= 1;
+        if !case.judged {
+            case.record(meter, shard, ending);
+        }
+        let tally = case.tally(meter, shard);
+        tally.bytes_in += *bytes_in;
+        tally.bytes_out += *bytes_out;
+        *ended = true;
+    }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let mut shard = self.meter.shards.local().lock();
-        let shard = &mut *shard;
-        shard.open[self.arm as usize] -= 1;
-        let tally = self.tally(shard);
-        match self.judgement {
-            Judgement::None => tally.record(Outcome::ClientGone, None),
-            Judgement::AtEnd(outcome, latency_us) => tally.record(outcome, latency_us),
-            Judgement::Counted => {}
+        if !self.ended {
+            self.close(Ending { outcome: Outcome::ClientGone, latency_us: None, fault: None });
         }
-        tally.bytes_in += self.bytes_in;
-        tally.bytes_out += self.bytes_out;
+    }
+}
+
+impl Case {
+    fn record(&mut self, meter: &Meter, shard: &mut Shard, ending: Ending) {
+        let Ending { outcome, latency_us, fault } = ending;
+        self.judged = true;
+        match self.waiting.take() {
+            Some(place) if outcome == Outcome::ClientGone => shard.waiting.left(place),
+            Some(place) => shard.waiting.answered(place),
+            None => {}
+        }
+        let tally = self.tally(meter, shard);
+        tally.record(outcome, latency_us);
+        if latency_us.is_some_and(|us| us > meter.slow_us.load(Ordering::Relaxed)) {
+            tally.slow_keys.count(self.key);
+        }
+        if outcome.is_failure() {
+            // One client cannot make an arm unreachable.
+            if outcome != Outcome::Unreachable {
+                tally.failed_keys.count(self.key);
+            }
+            if let Some(fault) = fault.filter(|_| self.is_evidence(meter)) {
+                shard.faults[self.slice as usize] = Some((outcome, fault));
+            }
+        }
+    }
+
+    fn is_evidence(&self, meter: &Meter) -> bool {
+        self.epoch == meter.epoch.load(Ordering::Relaxed)
+    }
+
+    fn tally<'a>(&self, meter: &Meter, shard: &'a mut Shard) -> &'a mut Tally {
+        if self.is_evidence(meter) {
+            &mut shard.slices[self.slice as usize]
+        } else {
+            &mut shard.forgotten[self.slice.arm() as usize]
+        }
     }
 }
 
@@ -242,75 +419,6 @@ impl Rejections {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn dispatch(meter: &Shared<Meter>, arm: Arm) -> Exchange {
-        Exchange::dispatch(meter.handle(), arm)
-    }
-
-    #[test]
-    fn every_exchange_is_counted_once_however_it_ends() {
-        let meter = Meter::new(2);
-        let mut answered = dispatch(&meter, Arm::Green);
-        answered.judge(Outcome::Ok, Some(1_500));
-        answered.judge(Outcome::Broken, None);
-        let abandoned = dispatch(&meter, Arm::Green);
-        assert_eq!(meter.observe().green.open, 2);
-        drop((answered, abandoned));
-        meter.gather(1);
-        let seen = meter.observe();
-        assert_eq!(seen.green.open, 0);
-        assert_eq!(seen.green.total.dispatched, 2);
-        assert_eq!(seen.green.total.count(Outcome::Ok), 1);
-        assert_eq!(seen.green.total.count(Outcome::Broken), 0);
-        assert_eq!(seen.green.total.count(Outcome::ClientGone), 1);
-        assert_eq!(seen.green.total.error_rate(), Some(0.0));
-    }
-
-    #[test]
-    fn a_fallback_is_greens_failure_and_blues_exchange() {
-        let meter = Meter::new(1);
-        let mut exchange = dispatch(&meter, Arm::Green);
-        exchange.fall_back();
-        assert_eq!(exchange.arm(), Arm::Blue);
-        exchange.judge(Outcome::Ok, Some(10));
-        drop(exchange);
-        meter.gather(1);
-        let seen = meter.observe();
-        assert_eq!((seen.green.total.failures(), seen.green.total.fallbacks), (1, 1));
-        assert_eq!((seen.blue.total.dispatched, seen.blue.total.failures()), (1, 0));
-        assert_eq!((seen.green.open, seen.blue.open), (0, 0));
-    }
-
-    #[test]
-    fn what_began_before_a_reset_is_no_evidence_after_it() {
-        let meter = Meter::new(1);
-        let mut old = dispatch(&meter, Arm::Green);
-        meter.gather(0);
-        meter.forget();
-        old.judge(Outcome::Timeout, None);
-        dispatch(&meter, Arm::Green).judge(Outcome::Ok, Some(1));
-        drop(old);
-        meter.gather(1);
-        let seen = meter.observe();
-        let second = &seen.seconds[1].green;
-        assert_eq!((second.failures(), second.count(Outcome::Ok)), (0, 1));
-        assert_eq!((seen.green.total.failures(), seen.green.total.dispatched), (1, 2));
-        assert_eq!(seen.green.open, 0);
-    }
-
-    #[test]
-    fn seconds_are_kept_apart_and_the_oldest_leave() {
-        let meter = Meter::new(1);
-        for at in 0..(SECONDS_KEPT as u64 + 5) {
-            dispatch(&meter, Arm::Blue).judge(Outcome::Ok, Some(at + 1));
-            meter.gather(at);
-        }
-        let seen = meter.observe();
-        assert_eq!(seen.seconds.len(), SECONDS_KEPT);
-        assert_eq!(seen.seconds[0].at, 5);
-        assert!(seen.seconds.iter().all(|second| second.blue.dispatched == 1 && second.green.dispatched == 0));
-        assert_eq!(seen.blue.total.dispatched, SECONDS_KEPT as u64 + 5);
-    }
-}
+mod over_sockets;
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -19,7 +19,7 @@ use config::{Arm, Health, HttpVersion};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub(crate) use connect::{NotConnected, connect, establish};
+pub(crate) use connect::{Connected, Hindrance, NotConnected, connect, establish};
 pub(crate) use health::{Check, watch};
 pub(crate) use tls::{UpstreamTls, read_certificates};
 
@@ -79,7 +79,7 @@ impl ArmUpstream {
             .map(|endpoint| EndpointObservation {
                 address: endpoint.address.to_string(),
                 healthy: endpoint.is_healthy(),
-                failed_checks: 0,
+                failed_checks: endpoint.failed_checks.load(Ordering::Relaxed),
                 in_flight: endpoint.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum(),
             })
             .collect()
@@ -94,6 +94,8 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     pub(crate) health: Option<Health>,
     healthy: AtomicBool,
+    /// In a row.
+    failed_checks: AtomicU32,
     /// It has answered in HTTP/2.
     speaks_h2: AtomicBool,
     in_flight: PerWorker<AtomicU64>,
@@ -108,6 +110,7 @@ impl Endpoint {
             address,
             health,
             healthy: AtomicBool::new(true),
+            failed_checks: AtomicU32::new(0),
             speaks_h2: AtomicBool::new(false),
             in_flight: PerWorker::new(workers),
             pool: PerWorker::new(workers),
@@ -121,6 +124,11 @@ impl Endpoint {
 
     pub(crate) fn set_healthy(&self, healthy: bool) {
         self.healthy.store(healthy, Ordering::Relaxed);
+    }
+
+    /// So many checks in a row have failed, as of the last one.
+    pub(crate) fn set_failed_checks(&self, failed: u32) {
+        self.failed_checks.store(failed, Ordering::Relaxed);
     }
 
     /// Real traffic could not connect. With checks on, the endpoint leaves at once and the checks bring it back;

@@ -136,6 +136,14 @@ fn write_arms(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
     for (view, arm, seen) in each() {
         out.sample("crossfade_fallbacks_total", &labels(view, arm), seen.total.fallbacks);
     }
+    out.family("crossfade_due_total", COUNTER, "Whose answer was due by the guard's answer_within");
+    for (view, arm, seen) in each() {
+        out.sample("crossfade_due_total", &labels(view, arm), seen.total.due);
+    }
+    out.family("crossfade_overdue_total", COUNTER, "Of those: without an answer then");
+    for (view, arm, seen) in each() {
+        out.sample("crossfade_overdue_total", &labels(view, arm), seen.total.overdue);
+    }
     out.family("crossfade_received_bytes_total", COUNTER, "From clients, for this arm");
     for (view, arm, seen) in each() {
         out.sample("crossfade_received_bytes_total", &labels(view, arm), seen.total.bytes_in);

@@ -10,6 +10,7 @@ mod response;
 use std::{
     borrow::Cow,
     future::poll_fn,
+    mem,
     net::SocketAddr,
     sync::Arc,
     task::{Poll, ready},
@@ -34,9 +35,9 @@ use crate::{
     live::Route,
     mirror::Tap,
     plane::Plane,
-    telemetry,
+    telemetry::{self, Fault},
     transport::Transport,
-    upstream::{Lease, NotConnected, establish, is_shortage},
+    upstream::{Hindrance, Lease, NotConnected, establish, is_shortage},
     wire::http1::{self, BodyLength, Head, Rejection, Scan, rejection_response, scan},
     worker::Handle,
 };
@@ -180,7 +181,7 @@ impl Client {
         let mut scanned = 0;
         // For the rest of a head that has begun.
         let mut overdue = None;
-        if std::mem::take(&mut self.slow) {
+        if mem::take(&mut self.slow) {
             self.seen = Instant::now();
         }
         let mut idle_until = self.seen + idle;
@@ -326,8 +327,8 @@ impl Http1 {
             key::HttpCaller { fields: &request, path: request.path, query: request.query, client: client.address.ip() };
         let key = key::of_http(&route.settings.key, &caller);
         let wanted = if route.settings.allow_override { request.wanted_arm() } else { None };
-        let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
-        let exchange = telemetry::Exchange::dispatch(route.meter.handle(), arm);
+        let decided = route.decide(key.as_deref(), wanted);
+        let exchange = telemetry::Exchange::dispatch(route.meter.handle(), &decided);
         request.write(out, client.address.ip(), client.tls);
         let line = live
             .access_log
@@ -367,12 +368,14 @@ impl Http1 {
         let mut tap = None;
         let mut replays = 0;
         let repeatable = head.idempotent && head.body == BodyLength::None;
-        let mut tried = Vec::new();
+        let (mut tried, mut hindrance) = (Vec::new(), Hindrance::default());
         loop {
-            let (lease, transport) = match choose(route, &mut carried.exchange, &mut tried, !repeatable) {
+            let (lease, transport) = match choose(route, &mut carried.exchange, &mut tried, &mut hindrance, !repeatable)
+            {
                 Ok(found) => found,
                 Err(Unreachable) => {
-                    carried.exchange.judge(Outcome::Unreachable, None);
+                    let fault = hindrance.fault(tried.last().copied());
+                    carried.exchange.judge(Outcome::Unreachable, None, Some(fault));
                     let answer = OwnAnswer::Unavailable { is_head: carried.asked.head };
                     return client.answer(&answer.write(false), false).await;
                 }
@@ -384,10 +387,12 @@ impl Http1 {
                 None => match Box::pin(connect(route, carried.exchange.arm(), &lease)).await {
                     Ok(transport) => transport,
                     Err(NotConnected::Shortage) => {
+                        carried.exchange.answered();
                         let answer = OwnAnswer::Shortage { is_head: carried.asked.head };
                         return client.answer(&answer.write(false), false).await;
                     }
-                    Err(NotConnected::Unreachable) => {
+                    Err(NotConnected::Unreachable(why)) => {
+                        hindrance = why;
                         tried.push(lease.address());
                         continue;
                     }
@@ -409,8 +414,10 @@ impl Http1 {
                 answering: false,
                 client,
                 upstream: &mut upstream,
+                account: &mut carried.exchange,
             };
-            let moved = exchange.request_and_answer(&mut request, head, carried, ended, &mut tap, &self.drain).await;
+            let asked = carried.asked;
+            let moved = exchange.request_and_answer(&mut request, head, asked, ended, &mut tap, &self.drain).await;
             let (upload_done, answering) = (exchange.upload.is_done(), exchange.answering);
             ended.bytes_in = exchange.upload.bytes;
             match moved {
@@ -439,7 +446,7 @@ impl Http1 {
                 Ok(Moved::Switched) => {
                     let _lease = lease;
                     // How long the tunnel lives, and who ends it, says nothing about the arm.
-                    carried.exchange.judge(Outcome::Ok, ended.latency_us);
+                    carried.exchange.judge(Outcome::Ok, ended.latency_us, None);
                     drop(request);
                     Box::pin(self.tunnel(client, upstream, route, ended)).await;
                     return After::Abort;
@@ -458,8 +465,13 @@ impl Http1 {
                         self.plane.rejections.count("bad_chunk");
                     }
                     let (outcome, answer) = broken.verdict();
+                    if matches!(broken, Broken::ClientSilent | Broken::BadChunk) {
+                        // It gets our answer, and none of the arm's.
+                        carried.exchange.answered();
+                    }
                     if outcome != Outcome::ClientGone || ended.status.is_none() {
-                        carried.exchange.judge(outcome, None);
+                        let fault = answer.map(|(_, said)| Fault::new(ended.endpoint, said));
+                        carried.exchange.judge(outcome, None, fault);
                     }
                     return match answer {
                         Some((status, text)) if ended.status.is_none() => {
@@ -497,10 +509,6 @@ impl Http1 {
 
     /// Stage 7.
     fn record(&self, route: &Route, mut carried: Carried, ended: &Ended, client: SocketAddr) {
-        if let Some(status) = ended.status {
-            let outcome = super::service::answered(status, ended.grpc_status);
-            carried.exchange.judge_at_end(outcome, ended.latency_us);
-        }
         carried.exchange.add_bytes(ended.bytes_in, ended.bytes_out);
         if let Some((method, path)) = carried.line.as_deref() {
             tracing::info!(
@@ -519,6 +527,11 @@ impl Http1 {
                 error = ended.broken.map(|broken| broken.as_str()),
                 "http"
             );
+        }
+        if let Some(status) = ended.status {
+            let outcome = super::service::answered(status, ended.grpc_status);
+            let fault = outcome.is_failure().then(|| Fault::answered(ended.endpoint, status, ended.grpc_status));
+            carried.exchange.end(outcome, ended.latency_us, fault);
         }
     }
 }
@@ -543,7 +556,7 @@ impl Exchange<'_> {
         &mut self,
         request: &mut Scratch,
         head: &Head,
-        carried: &Carried,
+        asked: Asked,
         ended: &mut Ended,
         tap: &mut Option<Tap>,
         drain: &Drain,
@@ -551,7 +564,6 @@ impl Exchange<'_> {
         self.upload.first(&mut self.client.input, request)?;
         self.send(request).await?;
 
-        let asked = carried.asked;
         let mut out = Scratch::take();
         let mut interim = 0;
         let mut response = loop {
@@ -583,7 +595,7 @@ impl Exchange<'_> {
         let switched = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if asked.expose_arm {
             out.extend_from_slice(b"x-crossfade-arm: ");
-            out.extend_from_slice(carried.exchange.arm().as_str().as_bytes());
+            out.extend_from_slice(self.account.arm().as_str().as_bytes());
             out.extend_from_slice(b"\r\n");
         }
         // RFC 9112, section 6.1: a 1.0 client knows no chunks; for it the end of the connection is the end of the body.
@@ -623,11 +635,13 @@ impl Exchange<'_> {
 struct Unreachable;
 
 /// Stage 4: an endpoint of the exchange's arm, with a pooled connection to it if there is one, or, where the route says so
-/// and green cannot be reached, of blue. `surely`: the request could not be sent again.
+/// and green cannot be reached, of blue. `hindrance`: to the last one that was tried. `surely`: the request could not be
+/// sent again.
 fn choose(
     route: &Route,
     exchange: &mut telemetry::Exchange,
     tried: &mut Vec<SocketAddr>,
+    hindrance: &mut Hindrance,
     surely: bool,
 ) -> Result<(Lease, Option<Transport>), Unreachable> {
     loop {
@@ -638,7 +652,7 @@ fn choose(
         if exchange.arm() == Arm::Blue || route.settings.fallback != Fallback::Blue {
             return Err(Unreachable);
         }
-        exchange.fall_back();
+        exchange.fall_back(mem::take(hindrance).fault(tried.last().copied()));
         tried.clear();
     }
 }
@@ -646,16 +660,16 @@ fn choose(
 /// A new connection.
 async fn connect(route: &Route, arm: Arm, lease: &Lease) -> Result<Transport, NotConnected> {
     let patience = route.settings.timeouts.connect;
-    let failure = match time::timeout(patience, establish(route.upstream(arm), lease.address())).await {
+    let (hindrance, failure) = match time::timeout(patience, establish(route.upstream(arm), lease.address())).await {
         Ok(Ok(transport)) => return Ok(transport),
         Ok(Err(error)) if is_shortage(&error) => {
             route.meter.reject("no_descriptors");
             return Err(NotConnected::Shortage);
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no connection within {patience:?}"),
+        Ok(Err(error)) => (Hindrance::of(&error), error.to_string()),
+        Err(_) => (Hindrance::Silent, format!("no connection within {patience:?}")),
     };
     tracing::debug!(route = route.settings.name, %arm, address = %lease.address(), failure, "Connecting failed");
     lease.endpoint.connecting_failed(&failure);
-    Err(NotConnected::Unreachable)
+    Err(NotConnected::Unreachable(hindrance))
 }

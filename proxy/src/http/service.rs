@@ -1,6 +1,7 @@
 //! The stages of a request, called by Pingora in its order: route and key → split → upstream → mirror → telemetry.
 
 use std::{
+    mem,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
 };
@@ -29,8 +30,8 @@ use crate::{
     live::Route,
     mirror::Tap,
     plane::Plane,
-    telemetry::Exchange,
-    upstream::{self, ArmUpstream, Lease},
+    telemetry::{Exchange, Fault},
+    upstream::{self, ArmUpstream, Hindrance, Lease},
     worker::{Handle, Shared},
 };
 
@@ -68,6 +69,8 @@ pub(super) struct Ctx {
     fed: Option<Instant>,
     lease: Option<Lease>,
     tried: Vec<SocketAddr>,
+    /// To the last one that was tried.
+    hindrance: Hindrance,
     /// How often the request was sent again.
     replays: u8,
     /// The endpoint is spoken to in HTTP/2 for no other reason than that the client's request is gRPC.
@@ -101,7 +104,8 @@ impl Drop for Ctx {
     fn drop(&mut self) {
         let overdue = self.connection.as_ref().is_some_and(|c| c.overdue.load(Ordering::Relaxed));
         if let (true, Some(exchange)) = (overdue, &mut self.exchange) {
-            exchange.judge(Outcome::Timeout, None);
+            let fault = Fault::new(self.lease.as_ref().map(Lease::address), "the endpoint did not answer in time");
+            exchange.judge(Outcome::Timeout, None, Some(fault));
         }
     }
 }
@@ -137,10 +141,10 @@ impl ProxyHttp for Service {
         };
         let key = key::of_http(&route.settings.key, &caller);
         let wanted = route.settings.allow_override.then(|| wanted_arm(&request.headers)).flatten();
-        let arm = wanted.unwrap_or_else(|| route.arm_of(key.as_deref()));
+        let decided = route.decide(key.as_deref(), wanted);
         // The mirror samples by key, later, when it is known what exactly the arm is sent.
         ctx.key = route.mirror.is_some().then(|| key.map(|key| key.into_owned())).flatten();
-        ctx.exchange = Some(Exchange::dispatch(route.meter.handle(), arm));
+        ctx.exchange = Some(Exchange::dispatch(route.meter.handle(), &decided));
         ctx.started = Some(Instant::now());
         let timeouts = &route.settings.timeouts;
         session.set_read_timeout(Some(timeouts.response_header));
@@ -171,11 +175,12 @@ impl ProxyHttp for Service {
             }
             let falls_back = upstream.arm == Arm::Green && route.settings.fallback == Fallback::Blue;
             let Some(exchange) = &mut ctx.exchange else { continue };
+            let fault = mem::take(&mut ctx.hindrance).fault(ctx.tried.last().copied());
             if !falls_back {
-                exchange.judge(Outcome::Unreachable, None);
+                exchange.judge(Outcome::Unreachable, None, Some(fault));
                 return Err(Error::explain(ErrorType::HTTPStatus(503), "no endpoint could be reached"));
             }
-            exchange.fall_back();
+            exchange.fall_back(fault);
             ctx.tried.clear();
         }
     }
@@ -189,6 +194,7 @@ impl ProxyHttp for Service {
         if let Some(lease) = &ctx.lease {
             lease.endpoint.connecting_failed(&error.to_string());
             ctx.tried.push(lease.address());
+            ctx.hindrance = hindrance(&error);
         }
         // Nothing was sent, so `upstream_peer` may try the next one; it says when there is none.
         error.set_retry(true);
@@ -276,9 +282,12 @@ impl ProxyHttp for Service {
             }
             // How long the tunnel lives, and who ends it, says nothing about the arm.
             if let Some(exchange) = &mut ctx.exchange {
-                exchange.judge(Outcome::Ok, ctx.latency_us);
+                exchange.judge(Outcome::Ok, ctx.latency_us, None);
             }
         } else {
+            if let Some(exchange) = &mut ctx.exchange {
+                exchange.answered();
+            }
             strip_hop_by_hop(response);
         }
         if let (Some(route), Some(arm)) = (&ctx.route, ctx.exchange.as_ref().map(Exchange::arm))
@@ -340,7 +349,12 @@ impl ProxyHttp for Service {
         if let Some(exchange) = &mut ctx.exchange
             && (outcome != Outcome::ClientGone || ctx.status.is_none())
         {
-            exchange.judge(outcome, None);
+            if outcome == Outcome::ClientGone && status.is_some() {
+                // It gets our answer, and none of the arm's.
+                exchange.answered();
+            }
+            let fault = Fault::new(ctx.lease.as_ref().map(Lease::address), text);
+            exchange.judge(outcome, None, Some(fault));
         }
         if let (ErrorSource::Downstream, ErrorType::Custom(BAD_CHUNK | BAD_TRAILER)) = (error.esource(), error.etype())
         {
@@ -363,7 +377,10 @@ impl ProxyHttp for Service {
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
         if let Some(exchange) = &mut ctx.exchange {
             if let Some(status) = ctx.status {
-                exchange.judge(answered(status, ctx.grpc_status), ctx.latency_us);
+                let outcome = answered(status, ctx.grpc_status);
+                let endpoint = ctx.lease.as_ref().map(Lease::address);
+                let fault = outcome.is_failure().then(|| Fault::answered(endpoint, status, ctx.grpc_status));
+                exchange.judge(outcome, ctx.latency_us, fault);
             }
             exchange.add_bytes(bytes_in, bytes_out);
         }
@@ -529,6 +546,17 @@ fn is_shortage(error: &Error) -> bool {
     match error.root_cause().downcast_ref::<std::io::Error>() {
         Some(cause) => upstream::is_shortage(cause),
         None => matches!(error.etype(), ErrorType::BindError | ErrorType::SocketError),
+    }
+}
+
+/// Why connecting failed, in our words.
+fn hindrance(error: &Error) -> Hindrance {
+    match error.etype() {
+        ErrorType::ConnectRefused => Hindrance::Refused,
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Hindrance::Silent,
+        ErrorType::ConnectNoRoute => Hindrance::NoWay,
+        ErrorType::HandshakeError | ErrorType::InvalidCert | ErrorType::TLSHandshakeFailure => Hindrance::Tls,
+        _ => Hindrance::Other,
     }
 }
 

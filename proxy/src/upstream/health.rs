@@ -50,15 +50,16 @@ async fn check_while_used(endpoint: Weak<Endpoint>, name: String, health: Health
             Err(_) => Some(format!("no answer within {:?}", health.timeout)),
         };
         let Some(endpoint) = endpoint.upgrade() else { return };
+        failed = if problem.is_some() { failed.saturating_add(1) } else { 0 };
+        endpoint.set_failed_checks(failed);
         if let Some(problem) = problem {
-            (passed, failed) = (0, failed.saturating_add(1));
+            passed = 0;
             if failed >= health.unhealthy_after {
                 endpoint.connecting_failed(&problem);
             }
         } else {
             // A connection that failed since the last check makes the endpoint start over.
             passed = if endpoint.is_healthy() { 0 } else { passed.saturating_add(1) };
-            failed = 0;
             if passed >= health.healthy_after {
                 tracing::info!(endpoint = name, %address, "Endpoint is healthy again");
                 endpoint.set_healthy(true);

@@ -236,6 +236,7 @@ async fn an_http_check_asks_for_its_path_and_believes_the_status() {
     let route = site
         .route()
         .green_percentage(100.0)
+        .unguarded()
         .table("[route.health]\nprobe = \"http\"\npath = \"/healthz\"\ninterval = \"100ms\"");
     let crossfade = Crossfade::start(&route.to_string()).await;
     eventually("green is asked", async || (site.green.seen().count(&http::Method::GET, "/healthz") > 0).then_some(()))
@@ -243,9 +244,12 @@ async fn an_http_check_asks_for_its_path_and_believes_the_status() {
     assert_eq!(get_once(route.listen, "me").await.unwrap().origin(), "go");
     site.green.behaviour().change(|b| b.status = Some(StatusCode::SERVICE_UNAVAILABLE));
     counted(&crossfade, "shop", |status| status["green"]["endpoints"][0]["healthy"] == false).await;
+    let failed = |status: &serde_json::Value| status["green"]["endpoints"][0]["failed_checks"].as_u64().unwrap();
+    counted(&crossfade, "shop", |status| failed(status) >= 5).await;
     assert_eq!(get_once(route.listen, "me").await.unwrap().origin(), "python");
     site.green.behaviour().set(Behaviour::default());
-    counted(&crossfade, "shop", |status| status["green"]["endpoints"][0]["healthy"] == true).await;
+    let status = counted(&crossfade, "shop", |status| status["green"]["endpoints"][0]["healthy"] == true).await;
+    assert_eq!(failed(&status), 0);
     assert_eq!(get_once(route.listen, "me").await.unwrap().origin(), "go");
 }
 

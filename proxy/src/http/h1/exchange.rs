@@ -23,6 +23,7 @@ use crate::{
     buffer::Buffer,
     mirror::Tap,
     splice::{self, Splice},
+    telemetry,
     transport::Transport,
     wire::{chunked::Chunks, http1::BodyLength},
 };
@@ -279,6 +280,7 @@ impl Client {
 pub(super) struct Exchange<'a> {
     pub(super) client: &'a mut Client,
     pub(super) upstream: &'a mut Upstream,
+    pub(super) account: &'a mut telemetry::Exchange,
     pub(super) upload: Upload,
     pub(super) patience: Patience,
     /// When the wait for the endpoint began.
@@ -408,6 +410,8 @@ impl Exchange<'_> {
                 self.flush().await?;
                 return Ok(());
             }
+            // Where the answer is whole at once, this is counted at the end, together with the rest.
+            self.account.answered();
             if let Body::Length(left) = body
                 && *left >= SPLICED
                 && framing == Framing::AsIs
@@ -529,6 +533,9 @@ impl Exchange<'_> {
         {
             return Poll::Ready(Err(broken));
         }
+        if self.answering {
+            self.account.answered();
+        }
         self.client.slow = true;
         let since = *blocked.since.get_or_insert_with(Instant::now);
         self.client.alarm.poll(cx, since + self.patience.write).map(|()| Err(Broken::Client))
@@ -539,6 +546,7 @@ impl Exchange<'_> {
     pub(super) async fn finish_upload(&mut self, patience: Duration) -> bool {
         /// Rather a new connection than more of what nobody wants.
         const MOST: u64 = 1 << 20;
+        self.account.answered();
         self.upload.refused = true;
         self.client.slow = true;
         let (before, deadline) = (self.upload.bytes, Instant::now() + patience);
