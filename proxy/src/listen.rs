@@ -12,10 +12,8 @@ use std::{
 };
 
 use config::Protocol;
-use rustix::net::SocketFlags;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::mpsc::Receiver,
     time::{self, Duration, Instant},
 };
@@ -32,7 +30,7 @@ use crate::{
     limits::Admission,
     live::{Listener, Live},
     mqtt, tcp,
-    transport::{Socket, Transport},
+    transport::Transport,
 };
 use balance::{OpenConnection, Turnover};
 use sockets::BACKLOG;
@@ -87,7 +85,7 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
         let accepted = tokio::select! {
             biased;
             end = &mut begins => break end,
-            accepted = socket.async_io(Interest::READABLE, accept_one) => accepted,
+            accepted = socket.accept() => accepted,
         };
         match accepted {
             Ok((tcp, client)) => gate.take(tcp, client),
@@ -99,24 +97,21 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
     }
     // Clients in the backlog are connected as far as they know: dropping them would reset them. The system itself is
     // asked for them, because the runtime knows only of those it has been told about so far.
+    let Ok(socket) = socket.into_std() else { return };
     for _ in 0..BACKLOG {
-        let Ok((tcp, client)) = accept_one(socket.get_ref()) else { break };
-        gate.take(tcp, client);
+        let Ok((tcp, client)) = socket.accept() else { break };
+        if tcp.set_nonblocking(true).is_ok()
+            && let Ok(tcp) = TcpStream::from_std(tcp)
+        {
+            gate.take(tcp, client);
+        }
     }
 }
 
-/// A connection that the runtime does not watch yet.
-fn accept_one(socket: &StdListener) -> io::Result<(StdStream, SocketAddr)> {
-    let (accepted, client) = rustix::net::acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-    let client = client.and_then(|client| SocketAddr::try_from(client).ok());
-    Ok((accepted.into(), client.ok_or(io::ErrorKind::ConnectionAborted)?))
-}
-
 /// From here on the socket gets connections, if it did not before.
-#[expect(deprecated, reason = "unsound only for what may change its descriptor, as a listener of std's never does")]
-fn start(socket: StdListener) -> io::Result<AsyncFd<StdListener>> {
+fn start(socket: StdListener) -> io::Result<TcpListener> {
     rustix::net::listen(&socket, BACKLOG)?;
-    AsyncFd::with_interest(socket, Interest::READABLE)
+    TcpListener::from_std(socket)
 }
 
 /// Out of descriptors or memory: nothing can be accepted until something is closed. Waiting a little keeps the worker
@@ -152,7 +147,7 @@ struct Gate {
 
 impl Gate {
     /// Lets a connection in where the limits allow it, and has it served here or by a worker that has clearly less to do.
-    fn take(&mut self, tcp: StdStream, client: SocketAddr) {
+    fn take(&mut self, tcp: TcpStream, client: SocketAddr) {
         let plane = &self.acceptor.worker.plane;
         let live = plane.live();
         let loads = self.peers.loads(&plane.connections);
@@ -172,7 +167,10 @@ impl Gate {
         let visitor = Visitor { client, door: self.door, admission };
         match self.peers.relief(&loads, &mut self.turnover, plane) {
             None => spawn(tcp, visitor, live, &self.acceptor),
-            Some(way) => way.send(Newcomer { tcp, visitor }),
+            Some(way) => match tcp.into_std() {
+                Ok(tcp) => way.send(Newcomer { tcp, visitor }),
+                Err(error) => tracing::debug!(%client, %error, "A connection was lost between two workers"),
+            },
         }
     }
 }
@@ -180,11 +178,15 @@ impl Gate {
 /// Serves what other workers hand over, until none of them accepts any more.
 pub(crate) async fn welcome(mut newcomers: Receiver<Newcomer>, acceptor: Arc<Acceptor>) {
     while let Some(Newcomer { tcp, visitor }) = newcomers.recv().await {
-        spawn(tcp, visitor, acceptor.worker.plane.live(), &acceptor);
+        match TcpStream::from_std(tcp) {
+            Ok(tcp) => spawn(tcp, visitor, acceptor.worker.plane.live(), &acceptor),
+            // The system has no memory left to watch it with.
+            Err(_) => acceptor.worker.plane.rejections.count("accept_failed"),
+        }
     }
 }
 
-fn spawn(tcp: StdStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Acceptor>) {
+fn spawn(tcp: TcpStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Acceptor>) {
     let open = OpenConnection::count(&acceptor.worker.plane);
     acceptor.worker.tasks.spawn(serve(tcp, visitor, live, Arc::clone(acceptor), open));
 }
@@ -192,7 +194,7 @@ fn spawn(tcp: StdStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Accep
 /// A connection's task, which is as large as the largest of what it may do: so what is big and rare is boxed, here and
 /// further on. And no `async fn`, which would keep room for what it was called with besides what it makes of it.
 fn serve(
-    tcp: StdStream,
+    tcp: TcpStream,
     visitor: Visitor,
     live: Arc<Live>,
     acceptor: Arc<Acceptor>,
@@ -202,7 +204,7 @@ fn serve(
     async move {
         let _counted = (open, admission);
         let transport = if live.listeners[listener].tls.is_none() {
-            Transport::Plain(Socket::Fresh(tcp))
+            Transport::Plain(tcp)
         } else {
             match Box::pin(end_tls(tcp, client, &live.listeners[listener])).await {
                 Ok(transport) => transport,
@@ -219,9 +221,8 @@ fn serve(
 }
 
 /// Errors: why it is refused.
-async fn end_tls(tcp: StdStream, client: SocketAddr, listener: &Listener) -> Result<Transport, &'static str> {
-    let Some(config) = &listener.tls else { return Ok(Transport::Plain(Socket::Fresh(tcp))) };
-    let tcp = TcpStream::from_std(tcp).map_err(|_| "accept_failed")?;
+async fn end_tls(tcp: TcpStream, client: SocketAddr, listener: &Listener) -> Result<Transport, &'static str> {
+    let Some(config) = &listener.tls else { return Ok(Transport::Plain(tcp)) };
     let handshake = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
     match time::timeout(listener.first.settings.timeouts.request_header, handshake).await {
         Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(TlsStream::Server(stream)))),

@@ -3,17 +3,13 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    mem::{self, MaybeUninit},
-    net::{Shutdown, TcpStream as StdStream},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, RawFd},
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
 };
 
-use rustix::{
-    io::Errno,
-    net::{RecvFlags, SendFlags},
-};
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
@@ -25,68 +21,8 @@ use tokio_rustls::TlsStream;
 
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Plain(Socket),
+    Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// A plain socket. The runtime does not watch it before somebody has to wait for it: a connection that brings its request
-/// with it, gets its answer and ends costs the two calls less that watching takes.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Fresh(StdStream),
-    Watched(TcpStream),
-    /// The system has no memory left to watch it with.
-    Lost,
-}
-
-impl Socket {
-    /// Has the runtime watch it from now on. Errors: it cannot, and the connection is lost.
-    fn watched(&mut self) -> io::Result<&mut TcpStream> {
-        if let Self::Fresh(_) = self
-            && let Self::Fresh(tcp) = mem::replace(self, Self::Lost)
-        {
-            *self = Self::Watched(TcpStream::from_std(tcp)?);
-        }
-        match self {
-            Self::Watched(tcp) => Ok(tcp),
-            Self::Fresh(_) | Self::Lost => Err(io::ErrorKind::NotConnected.into()),
-        }
-    }
-
-    /// The system's. `None`: see [`Self::Lost`].
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Fresh(tcp) => Some(tcp.as_fd()),
-            Self::Watched(tcp) => Some(tcp.as_fd()),
-            Self::Lost => None,
-        }
-    }
-
-    fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
-        if let Self::Fresh(tcp) = self {
-            match rustix::net::recv(&*tcp, &mut *room, RecvFlags::empty()) {
-                Err(Errno::AGAIN) => {}
-                received => return Poll::Ready(received.map(|(_, read)| read).map_err(io::Error::from)),
-            }
-        }
-        poll_receive(self.watched()?, cx, room)
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Self::Fresh(tcp) = self {
-            match rustix::net::send(&*tcp, bytes, SendFlags::NOSIGNAL) {
-                Err(Errno::AGAIN) => {}
-                sent => return Poll::Ready(sent.map_err(io::Error::from)),
-            }
-        }
-        poll_send(self.watched()?, cx, bytes)
-    }
-}
-
-/// Nothing of the peer's, not even its end.
-fn holds_nothing(socket: BorrowedFd<'_>) -> bool {
-    let peeked = SockRef::from(&socket).peek(&mut [MaybeUninit::uninit()]);
-    peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 impl Transport {
@@ -104,32 +40,35 @@ impl Transport {
 
     /// Whether the system holds nothing of the peer's for us, not even its end.
     pub(crate) fn is_silent(&self) -> bool {
-        self.socket().is_some_and(holds_nothing)
-    }
-
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Plain(socket) => socket.fd(),
-            Self::Tls(stream) => Some(stream.get_ref().0.as_fd()),
-        }
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Closing it will tell the peer that what it got is not whole.
     pub(crate) fn reset_on_drop(&self) {
-        if let Some(socket) = self.socket() {
-            // Failing means that it is closed already.
-            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-        }
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        // Failing means that it is closed already.
+        let _ = tcp.set_zero_linger();
     }
 
     pub(crate) fn fd(&self) -> RawFd {
-        self.socket().map_or(-1, |socket| socket.as_raw_fd())
+        match self {
+            Self::Plain(tcp) => tcp.as_raw_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+        }
     }
 
     /// The socket, if nothing stands between it and us.
-    pub(crate) fn plain(&mut self) -> Option<&TcpStream> {
+    pub(crate) fn plain(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket.watched().ok().map(|tcp| &*tcp),
+            Self::Plain(tcp) => Some(tcp),
             Self::Tls(_) => None,
         }
     }
@@ -137,20 +76,18 @@ impl Transport {
     /// From another worker's runtime to this one's. `None`: it cannot be, as with TLS, which holds on to its socket.
     pub(crate) fn moved_here(self) -> Option<Self> {
         match self {
-            Self::Plain(Socket::Watched(tcp)) => Some(Self::Plain(Socket::Fresh(tcp.into_std().ok()?))),
-            Self::Plain(Socket::Fresh(tcp)) => Some(Self::Plain(Socket::Fresh(tcp))),
-            Self::Plain(Socket::Lost) | Self::Tls(_) => None,
+            Self::Plain(tcp) => TcpStream::from_std(tcp.into_std().ok()?).ok().map(Self::Plain),
+            Self::Tls(_) => None,
         }
     }
 
     /// Whether the runtime has heard of nothing from the peer since the last read. Costs no system call while it has not.
     pub(crate) fn is_quiet(&mut self) -> bool {
         match self {
-            Self::Plain(Socket::Watched(tcp)) => {
+            Self::Plain(tcp) => {
                 let peek = || SockRef::from(&*tcp).peek(&mut [MaybeUninit::uninit()]);
                 matches!(tcp.try_io(Interest::READABLE, peek), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             }
-            Self::Plain(socket) => socket.fd().is_some_and(holds_nothing),
             Self::Tls(stream) => {
                 let mut byte = [0];
                 let mut byte = ReadBuf::new(&mut byte);
@@ -241,8 +178,8 @@ fn settled(moved: io::Result<usize>, part: Option<usize>) -> Option<io::Result<u
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(socket) => {
-                let read = ready!(socket.poll_receive(cx, buf.initialize_unfilled()))?;
+            Self::Plain(tcp) => {
+                let read = ready!(poll_receive(tcp, cx, buf.initialize_unfilled()))?;
                 buf.advance(read);
                 Poll::Ready(Ok(()))
             }
@@ -254,7 +191,7 @@ impl AsyncRead for Transport {
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(socket) => socket.poll_send(cx, buf),
+            Self::Plain(tcp) => poll_send(tcp, cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -265,30 +202,28 @@ impl AsyncWrite for Transport {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket.watched()?).poll_write_vectored(cx, bufs),
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(_) => true,
+            Self::Plain(tcp) => tcp.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(Socket::Fresh(tcp)) => Poll::Ready(tcp.shutdown(Shutdown::Write)),
-            Self::Plain(Socket::Watched(tcp)) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Plain(Socket::Lost) => Poll::Ready(Ok(())),
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
