@@ -8,6 +8,7 @@ mod waiting;
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -103,6 +104,12 @@ struct Undue {
     epoch: u64,
 }
 
+/// Seconds whose answers are due, and whether they say something.
+struct Due {
+    seconds: Range<u32>,
+    is_evidence: bool,
+}
+
 /// The end of a second.
 pub(crate) struct Tick {
     /// Seconds since the start, growing.
@@ -148,26 +155,18 @@ impl Meter {
     pub(crate) fn gather(&self, tick: &Tick, answer_within: Duration) {
         let mut history = self.history.lock();
         let history = &mut *history;
-        // What was dispatched before a reset, or in its second, is no evidence: nobody asks for its answers.
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        let forgotten = mem::replace(&mut history.undue.epoch, epoch) != epoch;
-        let first = history.undue.first;
-        let closing = first + history.undue.seconds.len() as u32;
-        let ripe = |(ended, _): &&(Instant, _)| tick.now.duration_since(*ended) + EARLY >= answer_within;
-        let due = match forgotten {
-            true => first..closing + 1,
-            false => first..first + history.undue.seconds.iter().take_while(ripe).count() as u32,
-        };
-
+        let due = history.undue.due(self.epoch.load(Ordering::Relaxed), tick.now, answer_within);
         let mut slices = Slices::<Tally>::default();
         let mut faults = Slices::default();
         for shard in self.shards.iter() {
             let mut shard = shard.lock();
             mem::swap(&mut shard.slices, &mut history.spare);
-            shard.waiting.next_second(due.clone(), |slice, key| {
-                let tally = &mut slices[slice as usize];
-                tally.overdue += 1;
-                tally.overdue_keys.count(key);
+            shard.waiting.next_second(due.seconds.clone(), |slice, key| {
+                if due.is_evidence {
+                    let tally = &mut slices[slice as usize];
+                    tally.overdue += 1;
+                    tally.overdue_keys.count(key);
+                }
             });
             for (last, fault) in faults.iter_mut().zip(&mut shard.faults) {
                 *last = fault.take().or(*last);
@@ -186,25 +185,14 @@ impl Meter {
                 counted.clear();
             }
         }
-        for (tally, last) in slices.iter_mut().zip(&faults) {
-            tally.sample = last.as_ref().map(|(outcome, fault): &(_, Fault)| fault.sample(*outcome, tick.utc));
+        for (tally, last) in slices.iter_mut().zip(faults) {
+            tally.sample = last.map(|(outcome, fault): (_, Fault)| fault.sample(outcome, tick.utc));
         }
 
-        history.undue.first = due.end;
         let dispatched = slices.each_ref().map(|tally| tally.dispatched);
-        history.undue.seconds.push_back((tick.now, dispatched));
-        for (_, dispatched) in history.undue.seconds.drain(..due.len()) {
-            for (tally, dispatched) in slices.iter_mut().zip(dispatched) {
-                tally.due += dispatched;
-            }
+        for (tally, due) in slices.iter_mut().zip(history.undue.turn(due, tick.now, dispatched)) {
+            tally.due = due;
         }
-        if forgotten {
-            for tally in &mut slices {
-                (tally.due, tally.overdue) = (0, 0);
-                tally.overdue_keys.clear();
-            }
-        }
-
         let [mut blue, green, placebo] = slices;
         blue.add(&placebo);
         for (total, gathered) in history.total.iter_mut().zip([&blue, &green]) {
@@ -232,14 +220,37 @@ impl Meter {
             seconds: history.seconds.iter().cloned().collect(),
         }
     }
-}
 
-impl Meter {
     /// Of the seconds that are kept those above `after`, oldest first.
     pub(crate) fn seconds(&self, after: Option<u64>) -> Vec<Arc<Second>> {
         let history = self.history.lock();
         let first = history.seconds.partition_point(|second| after.is_some_and(|after| second.at <= after));
         history.seconds.range(first..).cloned().collect()
+    }
+}
+
+impl Undue {
+    /// What is due at the end of a second. `epoch`: the meter's. `now`: when the second ends.
+    fn due(&mut self, epoch: u64, now: Instant, answer_within: Duration) -> Due {
+        let is_evidence = mem::replace(&mut self.epoch, epoch) == epoch;
+        let ripe = |(ended, _): &&(Instant, _)| now.duration_since(*ended) + EARLY >= answer_within;
+        let seconds = match is_evidence {
+            true => self.seconds.iter().take_while(ripe).count(),
+            // What was dispatched before a reset, or in its second, is no evidence: all of it is done with.
+            false => self.seconds.len() + 1,
+        };
+        Due { seconds: self.first..self.first + seconds as u32, is_evidence }
+    }
+
+    /// Takes the second that has ended in place of those that are due. Returns what was dispatched in those.
+    fn turn(&mut self, due: Due, ended: Instant, dispatched: Slices<u64>) -> Slices<u64> {
+        self.first = due.seconds.end;
+        self.seconds.push_back((ended, dispatched));
+        let mut sums = Slices::default();
+        for (_, dispatched) in self.seconds.drain(..due.seconds.len()).filter(|_| due.is_evidence) {
+            sums.iter_mut().zip(dispatched).for_each(|(sum, count)| *sum += count);
+        }
+        sums
     }
 }
 
@@ -251,7 +262,6 @@ pub(crate) struct Exchange {
     case: Case,
     bytes_in: u64,
     bytes_out: u64,
-    ended: bool,
 }
 
 /// What an exchange is counted as.
@@ -261,11 +271,12 @@ struct Case {
     /// The meter's when it began.
     epoch: u64,
     /// Whose shard counts it.
-    worker: usize,
+    worker: u16,
     /// Its place among those who wait for an answer, as long as it does.
     waiting: Option<u32>,
     slice: Slice,
     judged: bool,
+    ended: bool,
 }
 
 struct Ending {
@@ -275,7 +286,7 @@ struct Ending {
 }
 
 impl Exchange {
-    /// An arm was decided: from here on the exchange must end one way or another, on this thread.
+    /// An arm was decided: from here on the exchange must end one way or another.
     pub(crate) fn dispatch(meter: Handle<Meter>, decided: &Decided) -> Self {
         Self::begin(meter, Slice::of(decided), decided.key.0)
     }
@@ -288,8 +299,8 @@ impl Exchange {
         let waiting = Some(shard.waiting.begin(key, slice));
         drop(shard);
         let epoch = meter.epoch.load(Ordering::Relaxed);
-        let case = Case { key, epoch, worker, waiting, slice, judged: false };
-        Self { meter, case, bytes_in: 0, bytes_out: 0, ended: false }
+        let case = Case { key, epoch, worker: worker as u16, waiting, slice, judged: false, ended: false };
+        Self { meter, case, bytes_in: 0, bytes_out: 0 }
     }
 
     pub(crate) fn arm(&self) -> Arm {
@@ -299,7 +310,7 @@ impl Exchange {
     /// The arm's answer has begun, or none will come for a reason that is not the arm's. What is judged need not say so.
     pub(crate) fn answered(&mut self) {
         if let Some(place) = self.case.waiting.take() {
-            self.meter.shards.of(self.case.worker).lock().waiting.answered(place);
+            self.case.shard(&self.meter).lock().waiting.answered(place);
         }
     }
 
@@ -307,7 +318,7 @@ impl Exchange {
     /// the arm answered, if it did. `fault`: of failures, what they were.
     pub(crate) fn judge(&mut self, outcome: Outcome, latency_us: Option<u64>, fault: Option<Fault>) {
         if !self.case.judged {
-            let mut shard = self.meter.shards.of(self.case.worker).lock();
+            let mut shard = self.case.shard(&self.meter).lock();
             self.case.record(&self.meter, &mut shard, Ending { outcome, latency_us, fault });
         }
     }
@@ -321,7 +332,7 @@ impl Exchange {
     /// placebo's, which has none of green's keys.
     pub(crate) fn fall_back(&mut self, fault: Fault) {
         let Self { meter, case, .. } = self;
-        case.tally(meter, &mut meter.shards.of(case.worker).lock()).fallbacks += 1;
+        case.tally(meter, &mut case.shard(meter).lock()).fallbacks += 1;
         let key = case.key;
         self.judge(Outcome::Unreachable, None, Some(fault));
         *self = Self::begin(self.meter.clone(), Slice::Blue, key);
@@ -334,8 +345,8 @@ impl Exchange {
     }
 
     fn close(&mut self, ending: Ending) {
-        let Self { meter, case, bytes_in, bytes_out, ended } = self;
-        let mut shard = meter.shards.of(case.worker).lock();
+        let Self { meter, case, bytes_in, bytes_out } = self;
+        let mut shard = case.shard(meter).lock();
         let shard = &mut *shard;
         shard.open[case.slice.arm() as usize] -= 1;
         if !case.judged {
@@ -344,19 +355,23 @@ impl Exchange {
         let tally = case.tally(meter, shard);
         tally.bytes_in += *bytes_in;
         tally.bytes_out += *bytes_out;
-        *ended = true;
+        case.ended = true;
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.case.ended {
             self.close(Ending { outcome: Outcome::ClientGone, latency_us: None, fault: None });
         }
     }
 }
 
 impl Case {
+    fn shard<'a>(&self, meter: &'a Meter) -> &'a Mutex<Shard> {
+        meter.shards.of(self.worker.into())
+    }
+
     fn record(&mut self, meter: &Meter, shard: &mut Shard, ending: Ending) {
         let Ending { outcome, latency_us, fault } = ending;
         self.judged = true;

@@ -230,6 +230,11 @@ fn a_gathering_that_was_held_up_makes_nobody_overdue() {
     assert_eq!((due, later.iter().map(|second| second.green.overdue).sum::<u64>()), (1, 0));
 }
 
+#[test]
+fn an_exchange_is_small_because_a_connection_may_keep_it_for_months() {
+    assert!(size_of::<Exchange>() <= 56, "{} bytes", size_of::<Exchange>());
+}
+
 /// What a test knows of an exchange.
 struct Known {
     exchange: Exchange,
