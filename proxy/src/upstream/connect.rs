@@ -11,8 +11,11 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use super::{ArmUpstream, Lease, is_shortage};
+use crate::{
+    live::Route,
     telemetry::{Exchange, Fault},
     transport::Transport,
+};
 
 /// An established connection, and how long establishing it took.
 #[derive(Debug)]
