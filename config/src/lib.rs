@@ -11,6 +11,7 @@ mod reader;
 mod reload;
 mod route;
 mod split;
+mod url;
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -22,6 +23,7 @@ pub use route::{
     PauseLimits, Protocol, Route, SharedCause, Timeouts, TlsFiles, UpstreamTls,
 };
 pub use split::{Arm, BUCKETS, NotAPercentage, Split};
+pub use url::Url;
 
 /// Everything a configuration file says, with defaults filled in.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,6 +2,7 @@
 
 mod key;
 mod listeners;
+mod plan;
 mod route;
 
 use std::{
@@ -113,6 +114,9 @@ fn lift(document: &Document, table: &mut Table<'_>, base: &Path) -> Option<Confi
         .and_then(|value| value.tables("route", |table| route::lift(table, base)))
         .unwrap_or_default();
     listeners::check(document, &drafts, admin.as_ref().map(|admin| admin.listen));
+    // A route without a name cannot be waited for.
+    let plans = drafts.iter().filter_map(|draft| Some((draft.name.clone()?, draft.after.clone())));
+    plan::check_order(document, plans.collect());
     let routes: Option<Vec<_>> = drafts.into_iter().map(|draft| draft.route).collect();
     Some(Config { server, admin: admin?, routes: routes? })
 }

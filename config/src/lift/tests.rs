@@ -963,6 +963,7 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                     shared_cause: SharedCause::Hold,
                     pause: PauseLimits { max_error_rate: None, max_p95_ratio: None, min_match_rate: None },
                 }),
+                plan: None,
             }],
         };
         assert_eq!(accepted(&route(name, "")), expected);
