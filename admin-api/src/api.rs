@@ -8,6 +8,7 @@ mod body;
 mod events;
 mod metrics;
 mod openapi;
+mod plan;
 mod problem;
 mod serve;
 mod status;
@@ -139,6 +140,12 @@ fn action(path: &str) -> &'static str {
         "/traffic-split" => "split",
         "/rollback" => "rollback",
         "/reset" => "reset",
+        "/plan/start" => "plan-start",
+        "/plan/pause" => "plan-pause",
+        "/plan/resume" => "plan-resume",
+        "/plan/approve" => "plan-approve",
+        "/plan/skip" => "plan-skip",
+        "/plan/abort" => "plan-abort",
         _ => "unknown",
     }
 }
@@ -149,6 +156,13 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(traffic_split::read, traffic_split::change))
         .routes(routes!(traffic_split::rollback))
         .routes(routes!(traffic_split::reset))
+        .routes(routes!(plan::read))
+        .routes(routes!(plan::start))
+        .routes(routes!(plan::pause))
+        .routes(routes!(plan::resume))
+        .routes(routes!(plan::approve))
+        .routes(routes!(plan::skip))
+        .routes(routes!(plan::abort))
         .routes(routes!(status::status))
         .routes(routes!(status::health))
         .routes(routes!(status::ready))

@@ -4,6 +4,8 @@
 //! set) goes live first, at once, even while another change waits for the disk. Either way a change is acknowledged
 //! only when both are done. What is live but could not be recorded is tried again every second.
 
+mod plan;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Weak},
@@ -12,6 +14,7 @@ use std::{
 
 use config::{Config, Route, Split};
 use parking_lot::Mutex;
+pub use plan::PlanChange;
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast},
@@ -23,6 +26,7 @@ use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
     RouteState, SignalRow, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
+    plan::{Run, Stamp, State, Wait},
     store::{DONE, REFUSED},
 };
 
@@ -64,6 +68,12 @@ pub enum Refusal {
     Overtaken {
         route: String,
     },
+    /// The route's plan is not in a state for this.
+    Plan {
+        route: String,
+        problem: String,
+        cure: String,
+    },
     NotRecorded(#[source] StoreError),
     LiveNotRecorded(#[source] StoreError),
     Abandoned,
@@ -78,6 +88,7 @@ impl Refusal {
             Self::Stale { route, current, given } => format!("route {route}: its revision is {current}, not {given}"),
             Self::Latched { route, reason } => format!("route {route}: is latched ({reason})"),
             Self::Overtaken { route } => format!("route {route}: it was changed while this change was being recorded"),
+            Self::Plan { route, problem, .. } => format!("route {route}: {problem}"),
             Self::NotRecorded(_) => "nothing has changed, because it could not be recorded".to_owned(),
             Self::LiveNotRecorded(_) => {
                 "the change is live but not recorded, and would be lost by a restart".to_owned()
@@ -94,6 +105,7 @@ impl Refusal {
             Self::Stale { .. } => "read its state again before changing it".to_owned(),
             Self::Latched { .. } => "reset it before raising green".to_owned(),
             Self::Overtaken { .. } => "read its state again".to_owned(),
+            Self::Plan { cure, .. } => cure.clone(),
             Self::NotRecorded(_) => "see the log and the state file's disk, and try again".to_owned(),
             Self::LiveNotRecorded(_) => {
                 "see the log and the state file's disk; it is tried again every second".to_owned()
@@ -123,6 +135,8 @@ pub struct RouteView {
     pub persisted: bool,
     /// The guard's last word; after a trip the one that tripped, until a reset.
     pub judgement: Option<Arc<Judgement>>,
+    /// What its plan waits for, where one runs.
+    pub wait: Option<Wait>,
 }
 
 /// What the guardian needs to judge a route.
@@ -131,6 +145,8 @@ pub struct Watched {
     pub route: String,
     pub policy: config::Guard,
     pub split: Split,
+    /// That of the state with this split.
+    pub revision: u64,
     /// Only seconds above this one are evidence.
     pub after: Option<u64>,
     /// Counts resets. A judgement of an earlier epoch is void.
@@ -160,6 +176,8 @@ struct Now {
     dormant: BTreeMap<String, Recorded>,
     /// Live states the disk does not have.
     unrecorded: BTreeSet<String>,
+    /// Routes whose plan has gone on since the disk was told. No promise rests on it.
+    progress: BTreeSet<String>,
     rows: Rows,
     /// Last values of signals that the disk does not have, by route and name.
     signals: BTreeMap<(String, String), SignalRow>,
@@ -179,11 +197,16 @@ struct Entry {
     after: Option<u64>,
     epoch: u64,
     judgement: Option<Arc<Judgement>>,
+    /// What its plan waits for.
+    wait: Option<Wait>,
+    /// A step of its plan is on its way to the disk.
+    entering: bool,
 }
 
 impl Entry {
     fn new(live: Recorded) -> Self {
-        Self { next_revision: live.revision + 1, live, after: None, epoch: 0, judgement: None }
+        let next_revision = live.revision + 1;
+        Self { next_revision, live, after: None, epoch: 0, judgement: None, wait: None, entering: false }
     }
 
     fn reserve_revision(&mut self) -> u64 {
@@ -197,6 +220,9 @@ impl Entry {
         self.after = Some(after);
         self.epoch += 1;
         self.judgement = None;
+        if let Some(run) = &mut self.live.plan {
+            run.restarted();
+        }
     }
 }
 
@@ -211,7 +237,8 @@ impl Control {
         plane: Arc<dyn DataPlane>,
     ) -> Result<Arc<Self>, ControlError> {
         let reader = store.clone();
-        let dormant = blocking(move || reader.load()).await?;
+        let mut dormant = blocking(move || reader.load()).await?;
+        dormant.values_mut().filter_map(|recorded| recorded.plan.as_mut()).for_each(Run::restarted);
         let control = Arc::new(Self {
             plane,
             store,
@@ -222,6 +249,7 @@ impl Control {
                 routes: BTreeMap::new(),
                 dormant,
                 unrecorded: BTreeSet::new(),
+                progress: BTreeSet::new(),
                 rows: Rows::default(),
                 signals: BTreeMap::new(),
                 refusals: Refusals::default(),
@@ -287,25 +315,31 @@ impl Control {
     ///
     /// `None`: there was nothing to take off, or the judgement rests on evidence that a reset has dropped since.
     pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<Incident> {
+        self.take_off(route, epoch, judgement, Actor::internal("guard"))
+    }
+
+    fn take_off(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>, actor: Actor) -> Option<Incident> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let entry = now.routes.get_mut(route).filter(|_| !now.frozen)?;
-        if entry.epoch != epoch || entry.live.latch.is_some() || entry.live.split == Split::NONE {
+        // A plan whose green gets nothing but copies so far ends as well.
+        let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
+        if entry.epoch != epoch || entry.live.latch.is_some() || (entry.live.split == Split::NONE && !planned) {
             return None;
         }
-        let (at, actor) = (OffsetDateTime::now_utc(), Actor::internal("guard"));
+        let at = OffsetDateTime::now_utc();
         let before = entry.live.split;
         let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
         let tripped = Recorded {
             split: Split::NONE,
             revision: entry.reserve_revision(),
             latch: Some(latch),
-            plan: entry.live.plan.clone(),
+            plan: rolled_back(&entry.live, stamp(at, &actor, &judgement.reason)),
         };
         let incident = Incident::new(route, judgement, before, &tripped, at);
         entry.judgement = Some(judgement.clone());
 
-        let change = Change { action: "trip", route: route.to_owned(), actor, reason: judgement.reason.clone() };
+        let change = Change { action: TRIP, route: route.to_owned(), actor, reason: judgement.reason.clone() };
         self.go_live(now, &change, tripped, at);
         match serde_json::to_string(&incident) {
             Ok(json) => {
@@ -377,7 +411,7 @@ impl Control {
         self.now.lock().announcer.subscribe()
     }
 
-    /// Routes whose green gets traffic, with a guard that is armed; none while frozen. Forgets what was thought of the
+    /// Routes whose green gets traffic, or whose plan is live, with a guard that is armed; none while frozen. Forgets what was thought of the
     /// others, but for latched ones.
     pub fn watched(&self) -> Vec<Watched> {
         let mut guard = self.now.lock();
@@ -393,10 +427,11 @@ impl Control {
                 continue;
             }
             let split = entry.live.split;
-            match route.guard.filter(|_| split > Split::NONE) {
+            let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
+            match route.guard.filter(|_| split > Split::NONE || planned) {
                 Some(policy) => {
-                    let (after, epoch) = (entry.after, entry.epoch);
-                    watched.push(Watched { route: route.name.clone(), policy, split, after, epoch });
+                    let (revision, after, epoch) = (entry.live.revision, entry.after, entry.epoch);
+                    watched.push(Watched { route: route.name.clone(), policy, split, revision, after, epoch });
                 }
                 None => entry.judgement = None,
             }
@@ -597,11 +632,13 @@ impl Control {
             }
             // Without the turn this is only a look ahead.
             let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
-            let raised = Recorded { split, revision, latch: None, plan: entry.live.plan.clone() };
+            let plan = taken_over(&entry.live, change, split);
+            let raised = Recorded { split, revision, latch: None, plan };
             return Ok(Step::Raise { before: entry.live.clone(), raised });
         }
         if split < entry.live.split {
-            let lowered = Recorded { split, revision: entry.reserve_revision(), ..entry.live.clone() };
+            let plan = taken_over(&entry.live, change, split);
+            let lowered = Recorded { split, revision: entry.reserve_revision(), plan, ..entry.live.clone() };
             self.go_live(now, change, lowered, OffsetDateTime::now_utc());
         }
         now.view(&change.route).map(Step::Done).ok_or_else(|| now.unknown(&change.route))
@@ -625,7 +662,7 @@ impl Control {
             split: Split::NONE,
             revision: entry.reserve_revision(),
             latch: Some(latch),
-            plan: entry.live.plan.clone(),
+            plan: rolled_back(&entry.live, stamp(at, &change.actor, &change.reason)),
         };
         self.go_live(now, change, rolled_back, at);
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
@@ -652,13 +689,13 @@ impl Control {
             let mut guard = self.now.lock();
             let now = &mut *guard;
             let entry = now.matching(&change.route, None)?;
-            if entry.live != before {
+            if entry.live.revision != before.revision {
                 return Err(Refusal::Overtaken { route: change.route.clone() });
             }
             entry.drop_evidence(after);
             let at = OffsetDateTime::now_utc();
             now.rows.audit(change.row(&before, &before, at));
-            now.announcer.announce(at, change.happened(&before, &before));
+            now.announce(change, &before, &before, at);
             now.view(&change.route).ok_or_else(|| now.unknown(&change.route))?
         };
         drop(turn);
@@ -675,7 +712,7 @@ impl Control {
         before: &Recorded,
         loosened: Recorded,
     ) -> Result<RouteView, Refusal> {
-        let unchanged = self.now.lock().live(&change.route) == Some(before);
+        let unchanged = self.now.lock().live(&change.route).is_some_and(|live| live.revision == before.revision);
         if unchanged {
             self.write(turn, Some((&change.route, &loosened))).await.map_err(Refusal::NotRecorded)?;
         }
@@ -702,7 +739,7 @@ impl Control {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let entry = now.matching(&change.route, None)?;
-        if entry.live != *before {
+        if entry.live.revision != before.revision {
             now.unrecorded.insert(change.route.clone());
             return Err(Refusal::Overtaken { route: change.route.clone() });
         }
@@ -712,8 +749,9 @@ impl Control {
         self.plane.apply(&change.route, loosened.state());
         entry.live = loosened.clone();
         now.unrecorded.remove(&change.route);
+        now.progress.remove(&change.route);
         now.rows.audit(change.row(before, &loosened, at));
-        now.announcer.announce(at, change.happened(before, &loosened));
+        now.announce(change, before, &loosened, at);
         change.log(before, &loosened);
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
@@ -725,8 +763,8 @@ impl Control {
         let before = std::mem::replace(&mut entry.live, tightened.clone());
         now.unrecorded.insert(change.route.clone());
         now.rows.audit(change.row(&before, &tightened, at));
-        if change.action != "trip" {
-            now.announcer.announce(at, change.happened(&before, &tightened));
+        now.announce(change, &before, &tightened, at);
+        if change.action != TRIP {
             change.log(&before, &tightened);
         }
     }
@@ -800,6 +838,7 @@ impl Control {
         }
         now.dormant.extend(entries.into_iter().map(|(route, entry)| (route, entry.live)));
         now.config = config.clone();
+        self.pause_unguarded(now, at);
         Ok(())
     }
 
@@ -822,8 +861,14 @@ impl Control {
         match &written {
             Ok(()) => {
                 for (route, recorded) in &batch.states {
-                    if now.live(route) == Some(recorded) {
+                    let live = now.live(route);
+                    let (current, whole) =
+                        (live.is_some_and(|live| live.revision == recorded.revision), live == Some(recorded));
+                    if current {
                         now.unrecorded.remove(route);
+                    }
+                    if whole {
+                        now.progress.remove(route);
                     }
                 }
                 now.rows.written(last_row);
@@ -899,6 +944,7 @@ impl Now {
             recorded: entry.live.clone(),
             persisted: !self.unrecorded.contains(route),
             judgement: entry.judgement.clone(),
+            wait: entry.wait.clone().filter(|_| entry.live.plan.as_ref().is_some_and(Run::is_live)),
         })
     }
 
@@ -923,11 +969,16 @@ impl Now {
         }
     }
 
+    fn announce(&mut self, change: &Change, before: &Recorded, after: &Recorded, at: OffsetDateTime) {
+        let plan = plan::happened(change, before, after);
+        change.happened(before, after).into_iter().chain(plan).for_each(|what| self.announcer.announce(at, what));
+    }
+
     /// All that the disk does not have, and the number of the last row in it.
     fn batch(&self) -> (Batch, u64) {
         let state = |route: &String| Some((route.clone(), self.live(route)?.clone()));
         let batch = Batch {
-            states: self.unrecorded.iter().filter_map(state).collect(),
+            states: self.unrecorded.union(&self.progress).filter_map(state).collect(),
             audit: self.rows.audit.iter().map(|(_, row)| row.clone()).collect(),
             incidents: self.rows.incidents.iter().map(|(_, row)| row.clone()).collect(),
             signals: self.signals.values().cloned().collect(),
@@ -1042,20 +1093,23 @@ impl Change {
         }
     }
 
-    fn happened(&self, before: &Recorded, after: &Recorded) -> Happened {
+    fn happened(&self, before: &Recorded, after: &Recorded) -> Option<Happened> {
         let (route, actor, reason) = (self.route.clone(), self.actor.name.clone(), self.reason.clone());
-        if self.action == "reset" {
-            return Happened::Reset { route, revision: after.revision, actor, reason };
-        }
-        Happened::Split {
-            route,
-            action: self.action.to_owned(),
-            revision: after.revision,
-            before: before.split,
-            green_percentage: after.split,
-            latched: after.latch.is_some(),
-            actor,
-            reason,
+        match self.action {
+            // Its event has the incident.
+            TRIP => None,
+            "reset" => Some(Happened::Reset { route, revision: after.revision, actor, reason }),
+            _ if before.split == after.split && before.latch == after.latch => None,
+            action => Some(Happened::Split {
+                route,
+                action: action.to_owned(),
+                revision: after.revision,
+                before: before.split,
+                green_percentage: after.split,
+                latched: after.latch.is_some(),
+                actor,
+                reason,
+            }),
         }
     }
 
@@ -1073,6 +1127,31 @@ impl Change {
             "Split state changed"
         );
     }
+}
+
+const TRIP: &str = "trip";
+
+fn stamp(at: OffsetDateTime, actor: &Actor, reason: &str) -> Stamp {
+    Stamp { at: rfc3339(at), by: actor.name.clone(), reason: reason.to_owned() }
+}
+
+/// The plan of a route whose green is taken off.
+fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
+    let mut plan = live.plan.clone();
+    if let Some(run) = plan.as_mut().filter(|run| run.is_live()) {
+        run.end(State::RolledBack, stamp);
+    }
+    plan
+}
+
+/// The plan of a route whose split somebody else changes: it waits until somebody resumes it.
+fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
+    let mut plan = live.plan.clone();
+    if let Some(run) = plan.as_mut().filter(|run| run.state == State::Running) {
+        let reason = format!("{} set green to {split}", change.actor.name);
+        run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
+    }
+    plan
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,4 +1,5 @@
-//! Judges every watched route once a second, and trips those it finds in breach. Knows no rules.
+//! Judges every watched route once a second, trips those it finds in breach, and has the plans of the others go on. Knows
+//! no rules.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Control, Engine, MirrorObservation, MirrorSecond, Outcome, PlaceboReport, Second, Surroundings, Tally, Verdict,
-    Watched,
+    Watched, plan::Planner,
 };
 
 /// See the module.
 pub struct Guardian {
     control: Arc<Control>,
+    planner: Planner,
     routes: Mutex<BTreeMap<String, Watch>>,
 }
 
@@ -88,7 +90,7 @@ impl Watch {
 
 impl Guardian {
     pub fn new(control: Arc<Control>) -> Self {
-        Self { control, routes: Mutex::default() }
+        Self { planner: Planner::new(control.clone()), control, routes: Mutex::default() }
     }
 
     /// Judges each second soon after it is over, until `shutdown`.
@@ -147,6 +149,7 @@ impl Guardian {
                 self.control.trip(route, watched.epoch, &judgement);
                 return;
             }
+            self.planner.tick(watched, &second, &judgement, &surroundings.signals);
         }
     }
 }

@@ -11,6 +11,7 @@ mod guardian;
 
 mod control;
 mod event;
+mod outbound;
 mod percent;
 pub mod plan;
 mod store;
@@ -18,8 +19,8 @@ mod store;
 mod api;
 
 pub use api::{Access, AccessError, Api, serve};
-pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
-pub use event::{Counts, Event, Happened, Incident};
+pub use control::{Actor, Control, ControlError, PlanChange, Refusal, RouteView, Watched};
+pub use event::{Counts, Event, Happened, Incident, PlanNews};
 pub use guard::{
     ArmEvidence, BaselineReport, Engine, Evidence, Judgement, MirrorSecond, PlaceboReport, SignalReading, Surroundings,
     Verdict,

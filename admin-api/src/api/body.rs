@@ -105,7 +105,8 @@ impl Fields {
         self.fields.iter().any(|(field, _)| field == name)
     }
 
-    fn take(&mut self, name: &str) -> Option<Value> {
+    /// As it was sent.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.fields.iter().position(|(field, _)| field == name)?;
         Some(self.fields.swap_remove(at).1)
     }

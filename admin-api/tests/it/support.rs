@@ -81,6 +81,7 @@ pub(crate) fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route 
         health: None,
         mirror: None,
         guard: Some(Guard::default()),
+        plan: None,
     }
 }
 
