@@ -9,5 +9,6 @@ mod documents;
 mod events;
 mod guard;
 mod http;
+mod plan;
 mod store;
 mod support;

@@ -718,6 +718,136 @@ fn mirror_and_guard() {
     );
 }
 
+/// A plan with these lines in its only step, which is on line 6.
+fn step(lines: &str) -> String {
+    route("http", &format!("[route.plan]\n[[route.plan.step]]\n{lines}"))
+}
+
+#[test]
+fn plans() {
+    let one = |lines: &str, expected: &str| check(&step(lines), &[&format!("route[0].plan.step[0].{expected}")]);
+    check_http(
+        "[route.plan]",
+        "route[0].plan.step (line 5): is missing; add a [[route.plan.step]] table with green = 1 and bake = \"10m\"",
+    );
+    check_http("[route.plan]\nstep = []", "route[0].plan.step (line 6): is empty; add a [[route.plan.step]] table");
+    one("bake = \"1s\"", "green (line 6): is missing; write green = 10 for 10 per cent");
+    one("green = 1", "bake (line 6): is missing; write bake = \"10m\"");
+    one("green = 1\nbake = \"0s\"", "bake (line 8): \"0s\" is no time at all; write at least \"1ms\"");
+    one(
+        "green = 1\nbake = \"500ms\"",
+        "bake (line 8): 500ms is not a whole number of seconds; write whole seconds, such as \"90s\"",
+    );
+    one("green = 1\nbake = \"721h\"", "bake (line 8): \"721h\" is longer than 30 days; write at most \"720h\"");
+    one(
+        "green = 0\nbake = \"1s\"",
+        "green (line 7): is 0, so that only copies reach green, and this route has no mirror; \
+         add [route.mirror] with sample = 10.0, or begin above 0",
+    );
+    let good = "green = 1\nbake = \"1s\"";
+    one(
+        &format!("{good}\napproval = \"go live\""),
+        "approval (line 9): \"go live\" is not a name; write 1 to 64 of the characters a-z, A-Z, 0-9, '-' and '_'",
+    );
+    one(
+        &format!("{good}\nwebhook = \"ci.example\""),
+        "webhook (line 9): is not a url; write a url such as \"http://127.0.0.1:9100/metrics\"",
+    );
+    one(
+        &format!("{good}\nrequire = {{ throughput = 1.5 }}"),
+        "require.throughput (line 9): 1.5 is out of range; write a share above 0 and at most 1, such as 0.95",
+    );
+    one(
+        &format!("{good}\nrequire = {{ match_rate = 0.8 }}"),
+        "require.match_rate (line 9): is measured by the mirror, and this route has none; \
+         add [route.mirror] with sample = 10.0, or remove it",
+    );
+    one(
+        &format!("{good}\nrequire = {{ match_rate = 0.8 }}\n[route.mirror]\nsample = 1"),
+        "require.match_rate (line 9): is not measured, because the guard does not ask for it; \
+         write min_match_rate = 0.7 in [route.guard], or remove it",
+    );
+    one(
+        &format!("{good}\notherwise = \"rollback\""),
+        "otherwise (line 9): says what happens when a requirement is not met, and there is none; \
+         write require = { throughput = 0.95 }, or remove it",
+    );
+    check_http(
+        &format!("[route.guard]\nmode = \"off\"\n[[route.plan.step]]\n{good}"),
+        "route[0].plan.step (line 7): nobody watches green, because the guard of this route is off; \
+         remove mode = \"off\" from it",
+    );
+    check_http(
+        &format!("[route.plan]\nexpected_rps = 0\n[[route.plan.step]]\n{good}"),
+        "route[0].plan.expected_rps (line 6): 0 is out of range; \
+         write requests a second, above 0 and at most 1000000000",
+    );
+    let second =
+        |green: &str| step(&format!("green = 10\nbake = \"1s\"\n[[route.plan.step]]\ngreen = {green}\nbake = \"1s\""));
+    check(
+        &second("5"),
+        &["route[0].plan.step[1].green (line 10): goes down, from 10 % to 5 %; \
+           write the steps in rising order; to go back is what the guard and a rollback are for"],
+    );
+    check(
+        &second("10.0"),
+        &["route[0].plan.step[1].green (line 10): repeats the 10 % of the step before; \
+           write one of the two, with the bake of both"],
+    );
+    let two = format!("{good}\n[[route.plan.step]]\ngreen = 2\nbake = \"1s\"");
+    assert_eq!(accepted(&step(&two)).routes[0].plan.as_ref().unwrap().steps.len(), 2);
+}
+
+#[test]
+fn plans_that_wait_for_each_other() {
+    let plan = |after: &[&str]| format!("[[route.plan.step]]\ngreen = 1\nbake = \"1s\"\nafter = {after:?}\n");
+    let named = |name: &str, port: u16, plan: &str| {
+        format!(
+            "[[route]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:{port}\"\n{plan}\
+             [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n"
+        )
+    };
+    let after = |names: &[&str]| step(&format!("green = 1\nbake = \"1s\"\nafter = {names:?}"));
+    check(
+        &after(&["shoe"]),
+        &["route[0].plan.step[0].after[0] (line 9): there is no route \"shoe\"; write one of shop"],
+    );
+    check(
+        &after(&["shop"]),
+        &["route[0].plan.step[0].after[0] (line 9): waits for itself: shop → shop; \
+           remove one of these, so that some route is the first"],
+    );
+    check(
+        &(after(&["a", "a"]) + &named("a", 1, &plan(&[]))),
+        &["route[0].plan.step[0].after[1] (line 9): is in the list twice; remove one of the two"],
+    );
+    check(
+        &(after(&["a"]) + &named("a", 1, "")),
+        &["route[0].plan.step[0].after[0] (line 9): route a has no plan, so that it is never done; \
+           give a a [route.plan], or remove it here"],
+    );
+    let circle = after(&["a", "b"])
+        + &named("a", 1, &plan(&["b"]))
+        + &named("b", 2, &plan(&["c"]))
+        + &named("c", 3, &plan(&["a"]));
+    check(
+        &circle,
+        &["route[1].plan.step[0].after[0] (line 21): waits for itself: a → b → c → a; \
+           remove one of these, so that some route is the first"],
+    );
+    let waves = after(&["a", "b"])
+        + &named("a", 1, &plan(&["b", "c"]))
+        + &named("b", 2, &plan(&["c"]))
+        + &named("c", 3, &plan(&[]));
+    check(&waves, &[]);
+    // As many as there can be, each waiting for all before it, take no time.
+    let routes = (0..400).map(|n| {
+        let names: Vec<String> = (0..n.min(40)).map(|n| format!("r{n}")).collect();
+        named(&format!("r{n}"), 1 + n, &plan(&names.iter().map(String::as_str).collect::<Vec<_>>()))
+    });
+    check(&routes.collect::<String>(), &[]);
+}
+
 /// Two routes: the second with this protocol, listener and further settings. Its listener is on line 13.
 fn two(first: (&str, &str, &str), second: (&str, &str, &str)) -> String {
     let one = |name: &str, (protocol, listen, lines): (&str, &str, &str)| {
@@ -1110,6 +1240,11 @@ listen = "127.0.0.1:8080"
 sample = 1
 [route.guard]
 [route.guard.pause]
+[route.plan]
+[[route.plan.step]]
+green = 1
+bake = "1s"
+[route.plan.step.require]
 [route.blue]
 endpoints = ["127.0.0.1:9001"]
 [route.green]
@@ -1164,11 +1299,15 @@ fn the_document_and_the_example_have_every_key() {
         let header = match fault.place.strip_suffix(".unknown-to-all").unwrap() {
             "route[0]" => "[[route]]".to_owned(),
             "route[0].green" => "[route.blue]".to_owned(),
+            "route[0].plan.step[0]" => "[[route.plan.step]]".to_owned(),
             place => format!("[{}]", place.replace("[0]", "")),
         };
         for key in known.split(", ") {
             let table = match header.as_str() {
-                "[[route]]" => ["match", "timeouts", "health", "mirror", "guard", "blue", "green"].contains(&key),
+                "[[route]]" => {
+                    ["match", "timeouts", "health", "mirror", "guard", "plan", "blue", "green"].contains(&key)
+                }
+                "[route.plan]" => key == "step",
                 "[route.guard]" => key == "pause",
                 _ => false,
             };
@@ -1179,7 +1318,7 @@ fn the_document_and_the_example_have_every_key() {
         }
         tables += 1;
     }
-    assert_eq!(tables, 11);
+    assert_eq!(tables, 14);
 }
 
 /// Marsaglia's xorshift64: enough to be surprised by, and a seed says it all.

@@ -20,6 +20,7 @@ mod mosquitto;
 mod mqtt;
 mod packets;
 mod peers;
+mod plan;
 mod reload;
 mod routes;
 mod scenarios;
