@@ -316,6 +316,20 @@ impl<'a> Value<'a> {
         Some(lifted)
     }
 
+    /// The entries of a table whose keys are not ours. `example` shows how to write one.
+    pub(crate) fn entries(&self, example: &str) -> Option<Vec<(&'a str, Self)>> {
+        let DeValue::Table(entries) = self.node else {
+            return self.mismatch("a table", &format!("write {example}"));
+        };
+        let table =
+            Table { document: self.document, spot: self.spot.clone(), entries, known: Vec::new(), outer: Vec::new() };
+        let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
+            let name: &'a str = AsRef::<str>::as_ref(key.get_ref());
+            (name, Value { document: self.document, spot: table.spot_at(name, key), node: value.get_ref() })
+        };
+        Some(entries.iter().map(entry).collect())
+    }
+
     /// Entries of a list are compared with each other, so a list has an end.
     fn not_too_long(&self, items: &DeArray<'_>) -> Option<()> {
         if items.len() > MOST_ENTRIES {
@@ -383,9 +397,10 @@ impl<'a> Value<'a> {
 const DURATION_CURE: &str = "write a whole number and a unit: \"250ms\", \"10s\", \"5m\" or \"1h\"";
 
 /// Longer waits are mistakes: a proxy that holds something for more than a day has forgotten it.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-fn parse_duration(text: &str, longest: Duration) -> Result<Duration, Flaw> {
+/// `longest`: whole hours.
+pub(crate) fn parse_duration(text: &str, longest: Duration) -> Result<Duration, Flaw> {
     let (digits, unit) = number_and_unit(text);
     let millis = match unit {
         "ms" => 1,

@@ -22,6 +22,8 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) struct Around<'a> {
     pub(super) guard: Option<&'a Guard>,
     pub(super) mirrored: bool,
+    /// Their names.
+    pub(super) signals: &'a [String],
 }
 
 /// What could be read of a plan.
@@ -46,7 +48,8 @@ impl Plan {
         if !errors.is_empty() {
             return Err(syntax_faults(&document, &errors));
         }
-        let around = Around { guard: route.guard.as_ref(), mirrored: route.mirror.is_some() };
+        let signals: Vec<_> = route.signals.iter().map(|signal| signal.name.clone()).collect();
+        let around = Around { guard: route.guard.as_ref(), mirrored: route.mirror.is_some(), signals: &signals };
         let draft = document.read(root.get_ref(), |table| lift(table, &around));
         // What others wait for is as the file says.
         let others = routes.iter().filter(|other| other.name != route.name);
@@ -94,6 +97,18 @@ pub(super) fn lift(table: &mut Table<'_>, around: &Around<'_>) -> Draft {
     Draft { plan: steps.map(|steps| Plan { steps, max_hold, observe, expected_rps }), after }
 }
 
+fn signal(value: &Value<'_>, around: &Around<'_>) -> Option<String> {
+    let name = word(value)?;
+    if !around.signals.contains(&name) {
+        let cure = match around.signals {
+            [] => "add a [[route.signal]] of this name".to_owned(),
+            known => format!("write one of {}", known.join(", ")),
+        };
+        value.fault(format!("this route has no signal {}", quoted(&name)), cure);
+    }
+    Some(name)
+}
+
 /// `before`: the share of the step before this one.
 fn step(
     table: &mut Table<'_>,
@@ -126,7 +141,7 @@ fn step(
     let bake = seconds(table.required("bake", "write bake = \"10m\""));
     let gates = Gates {
         approval: table.take("approval").and_then(|value| word(&value)),
-        signal: table.take("signal").and_then(|value| word(&value)),
+        signal: table.take("signal").and_then(|value| signal(&value, around)),
         webhook: table.take("webhook").and_then(|value| value.accept(Url::parse(value.string()?))),
         after: table.take("after").and_then(|value| routes(&value, after)).unwrap_or_default(),
     };

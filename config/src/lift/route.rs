@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::Path, time::Duration};
 
-use super::{key, path, plan, tls_files};
+use super::{key, path, plan, signal, tls_files};
 use crate::{
     Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
     PauseLimits, Protocol, Route, SharedCause, Split, Timeouts, UpstreamTls, address,
@@ -71,7 +71,12 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
         Some(guard) => guard,
         None => Some(Guard::default()),
     };
-    let around = plan::Around { guard: guard.as_ref(), mirrored: table.has("mirror") };
+    let mut names = Vec::new();
+    let signals = table
+        .take("signal")
+        .and_then(|value| value.tables("route.signal", |table| signal::lift(table, &mut names)))
+        .unwrap_or_default();
+    let around = plan::Around { guard: guard.as_ref(), mirrored: table.has("mirror"), signals: &names };
     let plan = table.table("plan", "[route.plan] with a [[route.plan.step]]", |table| plan::lift(table, &around));
     let (plan, after) = plan.map(|draft| (draft.plan, draft.after)).unzip();
     let mut labels = Vec::new();
@@ -96,6 +101,7 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
             health,
             mirror,
             guard,
+            signals: signals.into_iter().collect::<Option<_>>()?,
             plan: plan.flatten(),
         })
     };
@@ -103,7 +109,8 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
     Draft { name, protocol, listen, tls: has_tls, matching, after, route, spots }
 }
 
-/// A route's name or an arm's label. People type them, and they end up in URLs, metrics and JSON fields.
+/// The name of a route, a signal or an alert, or an arm's label. People type them, and they end up in URLs, metrics and
+/// JSON fields.
 pub(super) fn word(value: &Value<'_>) -> Option<String> {
     let text = value.string()?;
     let valid = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));

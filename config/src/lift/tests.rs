@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::{
-    Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
-    PauseLimits, Protocol, Route, SharedCause, Split, Timeouts, UpstreamTls,
+    AlertFormat, Arm, ArmSettings, Beyond, Combine, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion,
+    KeySource, Keyless, Match, Mirror, PauseLimits, Protocol, Route, Severity, SharedCause, Signal, SignalLimit,
+    Silent, Split, Timeouts, UpstreamTls,
 };
 
 const EXAMPLE: &str = include_str!("../../crossfade.example.toml");
@@ -76,7 +77,7 @@ fn syntax() {
 #[test]
 fn unknown_keys() {
     check_top("sever = 1", "sever (line 1): unknown key; did you mean \"server\"");
-    check_top("\"a b\" = 1", "\"a b\" (line 1): unknown key; remove it; known here are server, admin, route");
+    check_top("\"a b\" = 1", "\"a b\" (line 1): unknown key; remove it; known here are server, admin, alert, route");
     check_top("[server]\nwrokers = 1", "server.wrokers (line 2): unknown key; did you mean \"workers\"");
     check_top(
         "[server]\nthreads = 1",
@@ -848,6 +849,101 @@ fn plans_that_wait_for_each_other() {
     check(&routes.collect::<String>(), &[]);
 }
 
+#[test]
+fn signals() {
+    let one = |lines: &str, expected: &str| {
+        let lines = format!("[[route.signal]]\nname = \"lag\"\nlimit = \"> 1000 for 5m\"\n{lines}");
+        check_http(&lines, &format!("route[0].signal[0].{expected}"));
+    };
+    one("silent = \"trip\"", "silent (line 8): unknown value \"trip\"; write \"hold\", \"ignore\" or \"breach\"");
+    let scrape = |lines: &str, expected: &str| {
+        one(&format!("[route.signal.scrape]\n{lines}"), &format!("scrape.{expected}"));
+    };
+    scrape(
+        "url = \"127.0.0.1:9100\"\nmetric = \"a\"",
+        "url (line 9): is not a url; write a url such as \"http://127.0.0.1:9100/metrics\"",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a{b=\\\"c\\\"}\"",
+        "metric (line 10): \"a{b=\\\"c\\\"}\" is not the name of a metric; \
+         write letters, digits, '_' and ':', and no digit first; labels have a table of their own",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a\"\nlabels = { \"b-c\" = \"d\" }",
+        "labels.b-c (line 11): is not the name of a label; write letters, digits and '_', and no digit first",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a\"\nlabels = [\"b\"]",
+        "labels (line 11): expected a table, found a list; write labels = { group = \"go\" }",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a\"\nevery = \"900ms\"",
+        "every (line 11): 900ms is out of range; write a duration from \"1s\" to \"1h\"",
+    );
+    one(
+        "expect_every = \"15s\"\n[route.signal.scrape]\nurl = \"http://a/\"\nmetric = \"a\"",
+        "expect_every (line 8): is not longer than scrape.every, 15s, so that every wait would be silence; \
+         write a longer one, or leave it out",
+    );
+    check_http(
+        "[[route.signal]]\nname = \"lag\"\nlimit = \"1000\"",
+        "route[0].signal[0].limit (line 7): does not begin with '>' or '<', the side that is bad; \
+         write a limit such as \"> 1000 for 5m\" or \"< 0.5\"",
+    );
+    check_http(
+        "[[route.signal]]\nname = \"lag\"\nlimit = \"> 1\"\n[[route.signal]]\nname = \"lag\"\nlimit = \"> 2\"",
+        "route[0].signal[1].name (line 9): \"lag\" is also the name of another signal here; write another name",
+    );
+
+    let signal = |lines: &str| {
+        let lines = format!("[[route.signal]]\nname = \"lag\"\nlimit = \"< 5\"\n{lines}");
+        accepted(&route("http", &lines)).routes[0].signals[0].clone()
+    };
+    let limit = SignalLimit { bad: Beyond::Below, value: 5.0, lasting: Duration::ZERO };
+    let pushed = Signal {
+        name: "lag".to_owned(),
+        limit,
+        silent: Silent::Hold,
+        expect_every: Duration::from_secs(120),
+        scrape: None,
+    };
+    assert_eq!(signal(""), pushed);
+    let scraped = signal(
+        "[route.signal.scrape]\nurl = \"https://a/m\"\nmetric = \"a:b\"\nlabels = { x = \"é\" }\nevery = \"1m\"",
+    );
+    let scrape = scraped.scrape.unwrap();
+    assert_eq!((scrape.metric.as_str(), scrape.labels["x"].as_str(), scrape.combine), ("a:b", "é", Combine::Worst));
+    assert_eq!(scraped.expect_every, Duration::from_secs(180));
+}
+
+#[test]
+fn alerts() {
+    let url = "url = \"https://a/secret\"";
+    check_top("[[alert]]", "alert[0].url (line 1): is missing; write url = \"https://hooks.example/…\"");
+    check_top(
+        "[alert]",
+        "alert (line 1): expected a list of tables, found a table; write the header in double brackets: [[alert]]",
+    );
+    check_top(
+        &format!("[[alert]]\n{url}\nseverity = \"high\""),
+        "alert[0].severity (line 3): unknown value \"high\"; write \"info\", \"warning\" or \"critical\"",
+    );
+    check_top(
+        &format!("[[alert]]\n{url}\nsecret_file = \"\""),
+        "alert[0].secret_file (line 3): is empty; write the path of a file",
+    );
+    check_top(
+        &format!("[[alert]]\n{url}\nname = \"alert-2\"\n[[alert]]\n{url}"),
+        "alert[1].name (line 4): \"alert-2\" is also the name of another alert; write another name",
+    );
+    let file = format!("[[alert]]\n{url}\n[[alert]]\n{url}\nsecret_file = \"s\"\n{}", route("http", ""));
+    let config = accepted(&file);
+    assert_eq!(config.alerts[0].name, "alert-1");
+    assert_eq!((config.alerts[0].format, config.alerts[0].severity), (AlertFormat::Json, Severity::Warning));
+    assert_eq!(config.alerts[1].secret_file, Some("/etc/crossfade/s".into()));
+    assert!(!format!("{config:?}").contains("/secret"), "the path of a webhook is a secret");
+}
+
 /// Two routes: the second with this protocol, listener and further settings. Its listener is on line 13.
 fn two(first: (&str, &str, &str), second: (&str, &str, &str)) -> String {
     let one = |name: &str, (protocol, listen, lines): (&str, &str, &str)| {
@@ -1046,6 +1142,7 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                 tls: None,
                 hosts: vec![],
             },
+            alerts: vec![],
             routes: vec![Route {
                 name: "shop".to_owned(),
                 protocol,
@@ -1093,6 +1190,7 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                     shared_cause: SharedCause::Hold,
                     pause: PauseLimits { max_error_rate: None, max_p95_ratio: None, min_match_rate: None },
                 }),
+                signals: vec![],
                 plan: None,
             }],
         };
@@ -1249,6 +1347,14 @@ bake = "1s"
 endpoints = ["127.0.0.1:9001"]
 [route.green]
 endpoints = ["127.0.0.1:9002"]
+[[route.signal]]
+name = "lag"
+limit = "> 1"
+[route.signal.scrape]
+url = "http://a/"
+metric = "a"
+[[alert]]
+url = "http://a/"
 "#;
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
@@ -1297,18 +1403,18 @@ fn the_document_and_the_example_have_every_key() {
     for fault in faults.0 {
         let known = fault.cure.strip_prefix("remove it; known here are ").unwrap();
         let header = match fault.place.strip_suffix(".unknown-to-all").unwrap() {
-            "route[0]" => "[[route]]".to_owned(),
             "route[0].green" => "[route.blue]".to_owned(),
-            "route[0].plan.step[0]" => "[[route.plan.step]]".to_owned(),
+            place if place.ends_with("[0]") => format!("[[{}]]", place.replace("[0]", "")),
             place => format!("[{}]", place.replace("[0]", "")),
         };
         for key in known.split(", ") {
             let table = match header.as_str() {
                 "[[route]]" => {
-                    ["match", "timeouts", "health", "mirror", "guard", "plan", "blue", "green"].contains(&key)
+                    ["match", "timeouts", "health", "mirror", "guard", "plan", "signal", "blue", "green"].contains(&key)
                 }
                 "[route.plan]" => key == "step",
                 "[route.guard]" => key == "pause",
+                "[[route.signal]]" => key == "scrape",
                 _ => false,
             };
             let found = documented().iter().any(|row| (row.0, row.1) == (header.as_str(), key));
@@ -1318,7 +1424,7 @@ fn the_document_and_the_example_have_every_key() {
         }
         tables += 1;
     }
-    assert_eq!(tables, 14);
+    assert_eq!(tables, 17);
 }
 
 /// Marsaglia's xorshift64: enough to be surprised by, and a seed says it all.
@@ -1366,6 +1472,8 @@ const ODD_VALUES: &[&str] = &[
     "\"header:\"",
     "\"path:-\"",
     "\"http\"",
+    "\"http://\"",
+    "\"> 1 for 1s\"",
     "\"mqtt\"",
     "\"tcp\"",
     "\"off\"",
