@@ -4,6 +4,7 @@
 //! (a JSON object with known fields), and one of the handlers. Whatever is refused on the way is a `problem`.
 
 mod access;
+mod alerts;
 mod body;
 mod events;
 mod metrics;
@@ -11,6 +12,7 @@ mod openapi;
 mod plan;
 mod problem;
 mod serve;
+mod signals;
 mod status;
 mod traffic_split;
 
@@ -34,7 +36,7 @@ use tower_service::Service;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Control, Refusal};
+use crate::{Alerts, Control, Refusal};
 
 /// The admin API over a control plane. Cheap to clone.
 #[derive(Clone)]
@@ -46,6 +48,7 @@ pub struct Api {
 struct Shared {
     control: Arc<Control>,
     access: Access,
+    alerts: Arc<Alerts>,
     started: Instant,
     /// Listeners of `/events`, so that they leave room for people who want to roll back.
     streams: Arc<Semaphore>,
@@ -59,10 +62,11 @@ type State = axum::extract::State<Arc<Shared>>;
 const EVENT_STREAMS: usize = 64;
 
 impl Api {
-    pub fn new(control: Arc<Control>, access: Access) -> Self {
+    pub fn new(control: Arc<Control>, access: Access, alerts: Arc<Alerts>) -> Self {
         let shared = Arc::new(Shared {
             control,
             access,
+            alerts,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
             refused: Mutex::new(BTreeMap::new()),
@@ -146,6 +150,7 @@ fn action(path: &str) -> &'static str {
         "/plan/approve" => "plan-approve",
         "/plan/skip" => "plan-skip",
         "/plan/abort" => "plan-abort",
+        "/signals" => "signal",
         _ => "unknown",
     }
 }
@@ -169,6 +174,8 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(status::incidents))
         .routes(routes!(status::incident))
         .routes(routes!(status::audit))
+        .routes(routes!(signals::read, signals::push))
+        .routes(routes!(alerts::alerts))
         .routes(routes!(events::events))
         .routes(routes!(metrics::metrics));
     openapi::complete(documented.get_openapi_mut());

@@ -24,9 +24,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
-    RouteState, SignalRow, StateStore, StoreError, Verdict,
+    RouteState, Signals, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
     plan::{Run, Stamp, State, Wait},
+    signal::Moment,
     store::{DONE, REFUSED},
 };
 
@@ -163,6 +164,8 @@ pub struct Control {
     /// Held for moments, never across an await. The plane is told of every change under it, so that it hears them in
     /// the order they were decided.
     now: Mutex<Now>,
+    /// Locks by itself, also under `now`.
+    signals: Signals,
     wake_recorder: Arc<Notify>,
 }
 
@@ -179,8 +182,6 @@ struct Now {
     /// Routes whose plan has gone on since the disk was told. No promise rests on it.
     progress: BTreeSet<String>,
     rows: Rows,
-    /// Last values of signals that the disk does not have, by route and name.
-    signals: BTreeMap<(String, String), SignalRow>,
     refusals: Refusals,
     /// Why the last write failed.
     failing: Option<String>,
@@ -197,6 +198,8 @@ struct Entry {
     after: Option<u64>,
     epoch: u64,
     judgement: Option<Arc<Judgement>>,
+    /// When each of [`causes`] was last told.
+    cautioned: [Option<Instant>; 2],
     /// What its plan waits for.
     wait: Option<Wait>,
     /// A step of its plan is on its way to the disk.
@@ -206,7 +209,8 @@ struct Entry {
 impl Entry {
     fn new(live: Recorded) -> Self {
         let next_revision = live.revision + 1;
-        Self { next_revision, live, after: None, epoch: 0, judgement: None, wait: None, entering: false }
+        let (wait, cautioned) = (None, [None; 2]);
+        Self { next_revision, live, after: None, epoch: 0, judgement: None, cautioned, wait, entering: false }
     }
 
     fn reserve_revision(&mut self) -> u64 {
@@ -220,6 +224,7 @@ impl Entry {
         self.after = Some(after);
         self.epoch += 1;
         self.judgement = None;
+        self.cautioned = [None; 2];
         if let Some(run) = &mut self.live.plan {
             run.restarted();
         }
@@ -237,7 +242,7 @@ impl Control {
         plane: Arc<dyn DataPlane>,
     ) -> Result<Arc<Self>, ControlError> {
         let reader = store.clone();
-        let mut dormant = blocking(move || reader.load()).await?;
+        let (mut dormant, signals) = blocking(move || Ok((reader.load()?, reader.signals()?))).await?;
         dormant.values_mut().filter_map(|recorded| recorded.plan.as_mut()).for_each(Run::restarted);
         let control = Arc::new(Self {
             plane,
@@ -251,11 +256,11 @@ impl Control {
                 unrecorded: BTreeSet::new(),
                 progress: BTreeSet::new(),
                 rows: Rows::default(),
-                signals: BTreeMap::new(),
                 refusals: Refusals::default(),
                 failing: None,
                 announcer: Announcer::new(),
             }),
+            signals: Signals::new(signals),
             wake_recorder: Arc::new(Notify::new()),
         });
         let turn = control.turn.lock().await;
@@ -407,6 +412,10 @@ impl Control {
         &self.plane
     }
 
+    pub fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.now.lock().announcer.subscribe()
     }
@@ -447,13 +456,27 @@ impl Control {
         if entry.epoch != epoch || entry.live.latch.is_some() {
             return;
         }
-        let was = entry.judgement.replace(judgement.clone()).map(|before| before.verdict);
+        let before = entry.judgement.replace(judgement.clone());
+        let (at, instant) = (OffsetDateTime::now_utc(), Instant::now());
+        let known = before.as_deref().map_or([None; 2], causes);
+        // A plan that pauses says so itself.
+        let planned = entry.live.plan.as_ref().is_some_and(|run| run.state == State::Running);
+        for ((cause, known), last) in causes(judgement).into_iter().zip(known).zip(&mut entry.cautioned) {
+            let news = cause.filter(|(cause, _)| known.is_none() && (!planned || *cause != PAUSE));
+            let Some((cause, reason)) = news else { continue };
+            // What comes and goes is told once in a while.
+            if last.is_none_or(|last| instant >= last + CAUTION_AGAIN) {
+                *last = Some(instant);
+                let (cause, reason) = (cause.to_owned(), reason.to_owned());
+                now.announcer.announce(at, Happened::Caution { route: route.to_owned(), cause, reason });
+            }
+        }
+        let was = before.map(|before| before.verdict);
         if was == Some(judgement.verdict) || (was.is_none() && judgement.verdict == Verdict::Unknown) {
             return;
         }
         let (verdict, reason) = (judgement.verdict, judgement.reason.clone());
-        let what = Happened::Verdict { route: route.to_owned(), was, verdict, reason };
-        now.announcer.announce(OffsetDateTime::now_utc(), what);
+        now.announcer.announce(at, Happened::Verdict { route: route.to_owned(), was, verdict, reason });
     }
 
     /// Audits an attempt that was refused before it got here. `reason`: what the caller was told.
@@ -515,20 +538,6 @@ impl Control {
     pub async fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
         let (store, route) = (self.store.clone(), route.map(str::to_owned));
         blocking(move || store.audit(route.as_deref(), limit)).await
-    }
-
-    /// Records the last values of signals, soon. Where the disk does not take one, its successor takes its place.
-    pub fn remember_signals(&self, rows: Vec<SignalRow>) {
-        let mut now = self.now.lock();
-        now.signals.extend(rows.into_iter().map(|row| ((row.route.clone(), row.name.clone()), row)));
-        drop(now);
-        self.wake_recorder.notify_one();
-    }
-
-    /// The last values of signals as they are recorded.
-    pub async fn recorded_signals(&self) -> Result<Vec<SignalRow>, StoreError> {
-        let store = self.store.clone();
-        blocking(move || store.signals()).await
     }
 
     /// Writes what the disk does not have. Done by itself; call it before the process ends, so that nothing waits.
@@ -790,6 +799,7 @@ impl Control {
     fn forget(&self, route: &str) -> u64 {
         // In this order: what began after the call and ends before the look counts too little rather than too much.
         self.plane.forget(route);
+        self.signals.forget(route, Instant::now());
         let last = self.plane.observe(route).and_then(|seen| seen.seconds.last().map(|second| second.at));
         last.map_or(0, |last| last + 1)
     }
@@ -837,6 +847,7 @@ impl Control {
             now.routes.insert(route, entry);
         }
         now.dormant.extend(entries.into_iter().map(|(route, entry)| (route, entry.live)));
+        self.signals.follow(config, Moment::now());
         now.config = config.clone();
         self.pause_unguarded(now, at);
         Ok(())
@@ -845,6 +856,7 @@ impl Control {
     /// Writes what the disk does not have, and a loosened state that is not live yet.
     async fn write(&self, _turn: &Turn<'_, ()>, loosened: Option<(&str, &Recorded)>) -> Result<(), StoreError> {
         let (mut batch, last_row) = self.now.lock().batch();
+        batch.signals = self.signals.unrecorded();
         if let Some((route, recorded)) = loosened {
             batch.states.insert(route.to_owned(), recorded.clone());
         }
@@ -872,12 +884,7 @@ impl Control {
                     }
                 }
                 now.rows.written(last_row);
-                for row in &batch.signals {
-                    let signal = (row.route.clone(), row.name.clone());
-                    if now.signals.get(&signal) == Some(row) {
-                        now.signals.remove(&signal);
-                    }
-                }
+                self.signals.written(&batch.signals);
                 if now.failing.take().is_some() {
                     info!("State file can be written again");
                     let what = Happened::Recording { works: true, reason: String::new() };
@@ -981,7 +988,7 @@ impl Now {
             states: self.unrecorded.union(&self.progress).filter_map(state).collect(),
             audit: self.rows.audit.iter().map(|(_, row)| row.clone()).collect(),
             incidents: self.rows.incidents.iter().map(|(_, row)| row.clone()).collect(),
-            signals: self.signals.values().cloned().collect(),
+            signals: Vec::new(),
         };
         (batch, self.rows.seen)
     }
@@ -1058,6 +1065,19 @@ impl Refusals {
         true
     }
 }
+
+/// Why somebody should look at a route although green was not taken off: cause and reason.
+fn causes(judgement: &Judgement) -> [Option<(&'static str, &str)>; 2] {
+    let shared = judgement.shared_cause && judgement.verdict != Verdict::Breach;
+    [
+        shared.then_some((SHARED_CAUSE, judgement.reason.as_str())),
+        judgement.pause.as_deref().map(|reason| (PAUSE, reason)),
+    ]
+}
+
+pub(crate) const SHARED_CAUSE: &str = "shared_cause";
+const PAUSE: &str = "pause";
+const CAUTION_AGAIN: Duration = Duration::from_secs(600);
 
 fn cut(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
@@ -1162,10 +1182,11 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(StoreError::Other("the operation was abandoned; try it again".to_owned())))
 }
 
-/// Records in the background: trips, refused attempts, and whatever could not be written.
+/// Records in the background: trips, refused attempts, values of signals, and whatever could not be written.
 async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
     loop {
-        wake.notified().await;
+        // Values of signals come all the time, and share a write.
+        let _ = tokio::time::timeout(SIGNALS_EVERY, wake.notified()).await;
         loop {
             let Some(control) = control.upgrade() else { return };
             if control.flush().await.is_ok() {
@@ -1178,6 +1199,7 @@ async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
 }
 
 const RETRY: Duration = Duration::from_secs(1);
+const SIGNALS_EVERY: Duration = Duration::from_secs(1);
 
 /// An error with all that caused it, on one line.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {

@@ -45,6 +45,13 @@ pub enum Happened {
         verdict: Verdict,
         reason: String,
     },
+    /// Green keeps its share, but somebody should look: both arms are bad at once (`shared_cause`), or green is beyond a
+    /// limit of `[route.guard.pause]` (`pause`).
+    Caution {
+        route: String,
+        cause: String,
+        reason: String,
+    },
     /// Green broke its promises and was taken off.
     Trip {
         incident: Box<Incident>,
@@ -90,6 +97,7 @@ impl Happened {
         match self {
             Self::Split { .. } => "split",
             Self::Verdict { .. } => "verdict",
+            Self::Caution { .. } => "caution",
             Self::Trip { .. } => "trip",
             Self::Reset { .. } => "reset",
             Self::Plan { .. } => "plan",

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use config::Split;
 use parking_lot::Mutex;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -132,7 +132,7 @@ impl Guardian {
                 mirror: mirrored.as_ref().map(|seen| MirrorSecond { pairs: seen.paired, mismatches: seen.mismatched }),
                 blue_endpoints: observed.blue.endpoints,
                 green_endpoints: observed.green.endpoints,
-                signals: Vec::new(),
+                signals: self.control.signals().readings(route, Instant::now()),
             };
             // Green at 0: the copies are all there is to judge it by.
             let second = match mirrored.filter(|_| watched.split == Split::NONE) {

@@ -22,6 +22,7 @@ async fn the_openapi_document_lists_every_call() {
     assert_eq!(
         calls,
         [
+            "get /alerts",
             "get /audit",
             "get /events",
             "get /health",
@@ -30,6 +31,7 @@ async fn the_openapi_document_lists_every_call() {
             "get /metrics",
             "get /plan",
             "get /ready",
+            "get /signals",
             "get /status",
             "get /traffic-split",
             "post /plan/abort",
@@ -40,6 +42,7 @@ async fn the_openapi_document_lists_every_call() {
             "post /plan/start",
             "post /reset",
             "post /rollback",
+            "post /signals",
             "post /traffic-split",
         ]
     );
@@ -94,9 +97,8 @@ fn every_operation_describes_its_answers() {
     assert_eq!(document["components"]["securitySchemes"]["token"]["scheme"], "bearer");
 
     let schemas = &document["components"]["schemas"];
-    for body in
-        ["SplitRequest", "RollbackRequest", "ResetRequest", "PlanRequest", "PlanApproveRequest", "PlanSkipRequest"]
-    {
+    let of_plans = ["PlanRequest", "PlanApproveRequest", "PlanSkipRequest"];
+    for body in ["SplitRequest", "RollbackRequest", "ResetRequest", "SignalRequest"].into_iter().chain(of_plans) {
         for (field, schema) in schemas[body]["properties"].as_object().unwrap() {
             assert!(schema["type"].is_string(), "null is refused for {field} of {body}: {schema}");
         }

@@ -795,6 +795,11 @@ fn plans() {
         &["route[0].plan.step[1].green (line 10): repeats the 10 % of the step before; \
            write one of the two, with the bake of both"],
     );
+    let gate = format!("{good}\nsignal = \"lag\"");
+    one(&gate, "signal (line 9): this route has no signal \"lag\"; add a [[route.signal]] of this name");
+    let with = |name: &str| format!("{gate}\n[[route.signal]]\nname = {name:?}\nlimit = \"> 1\"");
+    one(&with("memory"), "signal (line 9): this route has no signal \"lag\"; write one of memory");
+    assert!(accepted(&step(&with("lag"))).routes[0].plan.is_some());
     let two = format!("{good}\n[[route.plan.step]]\ngreen = 2\nbake = \"1s\"");
     assert_eq!(accepted(&step(&two)).routes[0].plan.as_ref().unwrap().steps.len(), 2);
 }

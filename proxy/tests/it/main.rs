@@ -24,6 +24,7 @@ mod plan;
 mod reload;
 mod routes;
 mod scenarios;
+mod signals;
 mod site;
 mod state;
 mod status;
