@@ -114,3 +114,93 @@ fn with_reason(what: &str, reason: &str) -> String {
 fn percent(split: Split) -> String {
     format!("{} %", split.percent())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{PlanNews, plan::State};
+
+    fn config() -> Config {
+        let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:80\"\n\
+                    [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nlabel = \"go\"\nendpoints = [\"b:1\"]";
+        Config::parse(text, Path::new("")).unwrap()
+    }
+
+    #[track_caller]
+    fn check(what: Happened, expected: Option<(Severity, &str)>) {
+        let message = Message::of(&what, &config());
+        assert_eq!(message.as_ref().map(|message| (message.severity, message.text.as_str())), expected);
+    }
+
+    #[test]
+    fn a_message_needs_nothing_else_to_be_understood() {
+        let share = |percent| Split::from_percent(percent).unwrap();
+        let plan = |change, reason: &str| Happened::Plan {
+            route: "shop".to_owned(),
+            change,
+            state: State::Running,
+            step: 2,
+            steps: 5,
+            green_percentage: share(10.0),
+            actor: "ann".to_owned(),
+            reason: reason.to_owned(),
+        };
+        let shop = || "shop".to_owned();
+        check(
+            plan(PlanNews::Paused, "too little traffic"),
+            Some((Severity::Warning, "shop: the plan paused at step 2 of 5: too little traffic")),
+        );
+        check(
+            plan(PlanNews::ApprovalWanted, "step 3 of 5 waits for the approval \"go-live\""),
+            Some((
+                Severity::Warning,
+                "shop: the plan wants to be approved: step 3 of 5 waits for the approval \"go-live\"",
+            )),
+        );
+        check(plan(PlanNews::Done, ""), Some((Severity::Info, "shop: the plan is done, and green (go) serves 10 %")));
+        check(plan(PlanNews::Entered, ""), None);
+        check(plan(PlanNews::RolledBack, ""), None);
+        let caution = |cause: &str| Happened::Caution {
+            route: shop(),
+            cause: cause.to_owned(),
+            reason: "green failed 9 of 10".to_owned(),
+        };
+        check(
+            caution("shared_cause"),
+            Some((
+                Severity::Warning,
+                "shop: green (go) is beyond a limit, and so is blue, so nothing was done: green failed 9 of 10",
+            )),
+        );
+        check(
+            caution("pause"),
+            Some((Severity::Warning, "shop: green (go) is beyond a limit, and no plan goes on: green failed 9 of 10")),
+        );
+        let refused = |reason: &str| Happened::Reload {
+            outcome: "refused".to_owned(),
+            routes: Vec::new(),
+            reason: reason.to_owned(),
+        };
+        check(
+            refused("route[0].name: is missing\nroute[1].name: is missing"),
+            Some((
+                Severity::Warning,
+                "crossfade: a changed configuration was refused: route[0].name: is missing; route[1].name: is missing",
+            )),
+        );
+        let long = Message::of(&refused(&"é".repeat(5_000)), &config()).unwrap();
+        assert_eq!(long.text.chars().count(), LONGEST);
+        let recording = |works| Happened::Recording { works, reason: "no space left on device".to_owned() };
+        check(recording(true), Some((Severity::Info, "crossfade: the state file can be written again")));
+        check(
+            recording(false),
+            Some((
+                Severity::Critical,
+                "crossfade: the state file cannot be written, so a restart would forget what is live: no space left on \
+                 device",
+            )),
+        );
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
+use admin_api::Guardian;
 use config::Config;
 use ring::hmac;
 use serde_json::Value;
@@ -199,5 +200,25 @@ async fn nothing_is_sent_unsigned_and_what_comes_late_is_not_too_late() {
     let delivered = in_state(&server, "delivered").await;
     assert!(delivered["attempts"].as_u64().unwrap() >= 4 && delivered["delivered_at"].is_string(), "{delivered}");
     assert!(is_signed(&peer.requests()[0], b"s3cret"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn that_both_arms_are_bad_is_told_once() {
+    let peer = Peer::start([Reply::Status(200)]).await;
+    let server = Server::start(telling(&alert(&peer, ""), Path::new(""))).await;
+    server.control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    let guardian = Guardian::new(server.control.clone());
+    for second in 0..60 {
+        let arm = if second < 30 { (50, 0) } else { (20, 30) };
+        server.plane.second("shop", arm, arm);
+        guardian.tick();
+    }
+    assert_eq!(server.plane.live("shop").split, split(50.0));
+    eventually("it is told", || !peer.requests().is_empty()).await;
+    in_state(&server, "delivered").await;
+    let told: Vec<Value> = peer.requests().iter().map(|request| serde_json::from_str(&request.body).unwrap()).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["event"]["type"], &told[0]["event"]["cause"]), (&"caution".into(), &"shared_cause".into()));
     server.stop().await;
 }
