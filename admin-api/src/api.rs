@@ -4,12 +4,15 @@
 //! (a JSON object with known fields), and one of the handlers. Whatever is refused on the way is a `problem`.
 
 mod access;
+mod alerts;
 mod body;
 mod events;
 mod metrics;
 mod openapi;
+mod plan;
 mod problem;
 mod serve;
+mod signals;
 mod status;
 mod traffic_split;
 
@@ -33,7 +36,7 @@ use tower_service::Service;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Control, Refusal};
+use crate::{Alerts, Control, Refusal};
 
 /// The admin API over a control plane. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +48,7 @@ pub struct Api {
 struct Shared {
     control: Arc<Control>,
     access: Access,
+    alerts: Arc<Alerts>,
     started: Instant,
     /// Listeners of `/events`, so that they leave room for people who want to roll back.
     streams: Arc<Semaphore>,
@@ -58,10 +62,11 @@ type State = axum::extract::State<Arc<Shared>>;
 const EVENT_STREAMS: usize = 64;
 
 impl Api {
-    pub fn new(control: Arc<Control>, access: Access) -> Self {
+    pub fn new(control: Arc<Control>, access: Access, alerts: Arc<Alerts>) -> Self {
         let shared = Arc::new(Shared {
             control,
             access,
+            alerts,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
             refused: Mutex::new(BTreeMap::new()),
@@ -139,6 +144,13 @@ fn action(path: &str) -> &'static str {
         "/traffic-split" => "split",
         "/rollback" => "rollback",
         "/reset" => "reset",
+        "/plan/start" => "plan-start",
+        "/plan/pause" => "plan-pause",
+        "/plan/resume" => "plan-resume",
+        "/plan/approve" => "plan-approve",
+        "/plan/skip" => "plan-skip",
+        "/plan/abort" => "plan-abort",
+        "/signals" => "signal",
         _ => "unknown",
     }
 }
@@ -149,12 +161,21 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(traffic_split::read, traffic_split::change))
         .routes(routes!(traffic_split::rollback))
         .routes(routes!(traffic_split::reset))
+        .routes(routes!(plan::read))
+        .routes(routes!(plan::start))
+        .routes(routes!(plan::pause))
+        .routes(routes!(plan::resume))
+        .routes(routes!(plan::approve))
+        .routes(routes!(plan::skip))
+        .routes(routes!(plan::abort))
         .routes(routes!(status::status))
         .routes(routes!(status::health))
         .routes(routes!(status::ready))
         .routes(routes!(status::incidents))
         .routes(routes!(status::incident))
         .routes(routes!(status::audit))
+        .routes(routes!(signals::read, signals::push))
+        .routes(routes!(alerts::alerts))
         .routes(routes!(events::events))
         .routes(routes!(metrics::metrics));
     openapi::complete(documented.get_openapi_mut());

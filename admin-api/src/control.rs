@@ -4,6 +4,8 @@
 //! set) goes live first, at once, even while another change waits for the disk. Either way a change is acknowledged
 //! only when both are done. What is live but could not be recorded is tried again every second.
 
+mod plan;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Weak},
@@ -12,6 +14,7 @@ use std::{
 
 use config::{Config, Route, Split};
 use parking_lot::Mutex;
+pub use plan::PlanChange;
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast},
@@ -21,8 +24,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
-    RouteState, SignalRow, StateStore, StoreError, Verdict,
+    RouteState, Signals, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
+    plan::{Run, Stamp, State, Wait},
+    signal::Moment,
     store::{DONE, REFUSED},
 };
 
@@ -64,6 +69,12 @@ pub enum Refusal {
     Overtaken {
         route: String,
     },
+    /// The route's plan is not in a state for this.
+    Plan {
+        route: String,
+        problem: String,
+        cure: String,
+    },
     NotRecorded(#[source] StoreError),
     LiveNotRecorded(#[source] StoreError),
     Abandoned,
@@ -78,6 +89,7 @@ impl Refusal {
             Self::Stale { route, current, given } => format!("route {route}: its revision is {current}, not {given}"),
             Self::Latched { route, reason } => format!("route {route}: is latched ({reason})"),
             Self::Overtaken { route } => format!("route {route}: it was changed while this change was being recorded"),
+            Self::Plan { route, problem, .. } => format!("route {route}: {problem}"),
             Self::NotRecorded(_) => "nothing has changed, because it could not be recorded".to_owned(),
             Self::LiveNotRecorded(_) => {
                 "the change is live but not recorded, and would be lost by a restart".to_owned()
@@ -94,6 +106,7 @@ impl Refusal {
             Self::Stale { .. } => "read its state again before changing it".to_owned(),
             Self::Latched { .. } => "reset it before raising green".to_owned(),
             Self::Overtaken { .. } => "read its state again".to_owned(),
+            Self::Plan { cure, .. } => cure.clone(),
             Self::NotRecorded(_) => "see the log and the state file's disk, and try again".to_owned(),
             Self::LiveNotRecorded(_) => {
                 "see the log and the state file's disk; it is tried again every second".to_owned()
@@ -123,6 +136,8 @@ pub struct RouteView {
     pub persisted: bool,
     /// The guard's last word; after a trip the one that tripped, until a reset.
     pub judgement: Option<Arc<Judgement>>,
+    /// What its plan waits for, where one runs.
+    pub wait: Option<Wait>,
 }
 
 /// What the guardian needs to judge a route.
@@ -131,6 +146,8 @@ pub struct Watched {
     pub route: String,
     pub policy: config::Guard,
     pub split: Split,
+    /// That of the state with this split.
+    pub revision: u64,
     /// Only seconds above this one are evidence.
     pub after: Option<u64>,
     /// Counts resets. A judgement of an earlier epoch is void.
@@ -147,6 +164,8 @@ pub struct Control {
     /// Held for moments, never across an await. The plane is told of every change under it, so that it hears them in
     /// the order they were decided.
     now: Mutex<Now>,
+    /// Locks by itself, also under `now`.
+    signals: Signals,
     wake_recorder: Arc<Notify>,
 }
 
@@ -160,9 +179,9 @@ struct Now {
     dormant: BTreeMap<String, Recorded>,
     /// Live states the disk does not have.
     unrecorded: BTreeSet<String>,
+    /// Routes whose plan has gone on since the disk was told. No promise rests on it.
+    progress: BTreeSet<String>,
     rows: Rows,
-    /// Last values of signals that the disk does not have, by route and name.
-    signals: BTreeMap<(String, String), SignalRow>,
     refusals: Refusals,
     /// Why the last write failed.
     failing: Option<String>,
@@ -179,11 +198,19 @@ struct Entry {
     after: Option<u64>,
     epoch: u64,
     judgement: Option<Arc<Judgement>>,
+    /// When each of [`causes`] was last told.
+    cautioned: [Option<Instant>; 2],
+    /// What its plan waits for.
+    wait: Option<Wait>,
+    /// A step of its plan is on its way to the disk.
+    entering: bool,
 }
 
 impl Entry {
     fn new(live: Recorded) -> Self {
-        Self { next_revision: live.revision + 1, live, after: None, epoch: 0, judgement: None }
+        let next_revision = live.revision + 1;
+        let (wait, cautioned) = (None, [None; 2]);
+        Self { next_revision, live, after: None, epoch: 0, judgement: None, cautioned, wait, entering: false }
     }
 
     fn reserve_revision(&mut self) -> u64 {
@@ -197,6 +224,10 @@ impl Entry {
         self.after = Some(after);
         self.epoch += 1;
         self.judgement = None;
+        self.cautioned = [None; 2];
+        if let Some(run) = &mut self.live.plan {
+            run.restarted();
+        }
     }
 }
 
@@ -211,7 +242,8 @@ impl Control {
         plane: Arc<dyn DataPlane>,
     ) -> Result<Arc<Self>, ControlError> {
         let reader = store.clone();
-        let dormant = blocking(move || reader.load()).await?;
+        let (mut dormant, signals) = blocking(move || Ok((reader.load()?, reader.signals()?))).await?;
+        dormant.values_mut().filter_map(|recorded| recorded.plan.as_mut()).for_each(Run::restarted);
         let control = Arc::new(Self {
             plane,
             store,
@@ -222,12 +254,13 @@ impl Control {
                 routes: BTreeMap::new(),
                 dormant,
                 unrecorded: BTreeSet::new(),
+                progress: BTreeSet::new(),
                 rows: Rows::default(),
-                signals: BTreeMap::new(),
                 refusals: Refusals::default(),
                 failing: None,
                 announcer: Announcer::new(),
             }),
+            signals: Signals::new(signals),
             wake_recorder: Arc::new(Notify::new()),
         });
         let turn = control.turn.lock().await;
@@ -287,25 +320,31 @@ impl Control {
     ///
     /// `None`: there was nothing to take off, or the judgement rests on evidence that a reset has dropped since.
     pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<Incident> {
+        self.take_off(route, epoch, judgement, Actor::internal("guard"))
+    }
+
+    fn take_off(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>, actor: Actor) -> Option<Incident> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let entry = now.routes.get_mut(route).filter(|_| !now.frozen)?;
-        if entry.epoch != epoch || entry.live.latch.is_some() || entry.live.split == Split::NONE {
+        // A plan whose green gets nothing but copies so far ends as well.
+        let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
+        if entry.epoch != epoch || entry.live.latch.is_some() || (entry.live.split == Split::NONE && !planned) {
             return None;
         }
-        let (at, actor) = (OffsetDateTime::now_utc(), Actor::internal("guard"));
+        let at = OffsetDateTime::now_utc();
         let before = entry.live.split;
         let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
         let tripped = Recorded {
             split: Split::NONE,
             revision: entry.reserve_revision(),
             latch: Some(latch),
-            plan: entry.live.plan.clone(),
+            plan: rolled_back(&entry.live, stamp(at, &actor, &judgement.reason)),
         };
         let incident = Incident::new(route, judgement, before, &tripped, at);
         entry.judgement = Some(judgement.clone());
 
-        let change = Change { action: "trip", route: route.to_owned(), actor, reason: judgement.reason.clone() };
+        let change = Change { action: TRIP, route: route.to_owned(), actor, reason: judgement.reason.clone() };
         self.go_live(now, &change, tripped, at);
         match serde_json::to_string(&incident) {
             Ok(json) => {
@@ -373,11 +412,15 @@ impl Control {
         &self.plane
     }
 
+    pub fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.now.lock().announcer.subscribe()
     }
 
-    /// Routes whose green gets traffic, with a guard that is armed; none while frozen. Forgets what was thought of the
+    /// Routes whose green gets traffic, or whose plan is live, with a guard that is armed; none while frozen. Forgets what was thought of the
     /// others, but for latched ones.
     pub fn watched(&self) -> Vec<Watched> {
         let mut guard = self.now.lock();
@@ -393,10 +436,11 @@ impl Control {
                 continue;
             }
             let split = entry.live.split;
-            match route.guard.filter(|_| split > Split::NONE) {
+            let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
+            match route.guard.filter(|_| split > Split::NONE || planned) {
                 Some(policy) => {
-                    let (after, epoch) = (entry.after, entry.epoch);
-                    watched.push(Watched { route: route.name.clone(), policy, split, after, epoch });
+                    let (revision, after, epoch) = (entry.live.revision, entry.after, entry.epoch);
+                    watched.push(Watched { route: route.name.clone(), policy, split, revision, after, epoch });
                 }
                 None => entry.judgement = None,
             }
@@ -412,13 +456,27 @@ impl Control {
         if entry.epoch != epoch || entry.live.latch.is_some() {
             return;
         }
-        let was = entry.judgement.replace(judgement.clone()).map(|before| before.verdict);
+        let before = entry.judgement.replace(judgement.clone());
+        let (at, instant) = (OffsetDateTime::now_utc(), Instant::now());
+        let known = before.as_deref().map_or([None; 2], causes);
+        // A plan that pauses says so itself.
+        let planned = entry.live.plan.as_ref().is_some_and(|run| run.state == State::Running);
+        for ((cause, known), last) in causes(judgement).into_iter().zip(known).zip(&mut entry.cautioned) {
+            let news = cause.filter(|(cause, _)| known.is_none() && (!planned || *cause != PAUSE));
+            let Some((cause, reason)) = news else { continue };
+            // What comes and goes is told once in a while.
+            if last.is_none_or(|last| instant >= last + CAUTION_AGAIN) {
+                *last = Some(instant);
+                let (cause, reason) = (cause.to_owned(), reason.to_owned());
+                now.announcer.announce(at, Happened::Caution { route: route.to_owned(), cause, reason });
+            }
+        }
+        let was = before.map(|before| before.verdict);
         if was == Some(judgement.verdict) || (was.is_none() && judgement.verdict == Verdict::Unknown) {
             return;
         }
         let (verdict, reason) = (judgement.verdict, judgement.reason.clone());
-        let what = Happened::Verdict { route: route.to_owned(), was, verdict, reason };
-        now.announcer.announce(OffsetDateTime::now_utc(), what);
+        now.announcer.announce(at, Happened::Verdict { route: route.to_owned(), was, verdict, reason });
     }
 
     /// Audits an attempt that was refused before it got here. `reason`: what the caller was told.
@@ -480,20 +538,6 @@ impl Control {
     pub async fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
         let (store, route) = (self.store.clone(), route.map(str::to_owned));
         blocking(move || store.audit(route.as_deref(), limit)).await
-    }
-
-    /// Records the last values of signals, soon. Where the disk does not take one, its successor takes its place.
-    pub fn remember_signals(&self, rows: Vec<SignalRow>) {
-        let mut now = self.now.lock();
-        now.signals.extend(rows.into_iter().map(|row| ((row.route.clone(), row.name.clone()), row)));
-        drop(now);
-        self.wake_recorder.notify_one();
-    }
-
-    /// The last values of signals as they are recorded.
-    pub async fn recorded_signals(&self) -> Result<Vec<SignalRow>, StoreError> {
-        let store = self.store.clone();
-        blocking(move || store.signals()).await
     }
 
     /// Writes what the disk does not have. Done by itself; call it before the process ends, so that nothing waits.
@@ -597,11 +641,13 @@ impl Control {
             }
             // Without the turn this is only a look ahead.
             let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
-            let raised = Recorded { split, revision, latch: None, plan: entry.live.plan.clone() };
+            let plan = taken_over(&entry.live, change, split);
+            let raised = Recorded { split, revision, latch: None, plan };
             return Ok(Step::Raise { before: entry.live.clone(), raised });
         }
         if split < entry.live.split {
-            let lowered = Recorded { split, revision: entry.reserve_revision(), ..entry.live.clone() };
+            let plan = taken_over(&entry.live, change, split);
+            let lowered = Recorded { split, revision: entry.reserve_revision(), plan, ..entry.live.clone() };
             self.go_live(now, change, lowered, OffsetDateTime::now_utc());
         }
         now.view(&change.route).map(Step::Done).ok_or_else(|| now.unknown(&change.route))
@@ -625,7 +671,7 @@ impl Control {
             split: Split::NONE,
             revision: entry.reserve_revision(),
             latch: Some(latch),
-            plan: entry.live.plan.clone(),
+            plan: rolled_back(&entry.live, stamp(at, &change.actor, &change.reason)),
         };
         self.go_live(now, change, rolled_back, at);
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
@@ -652,13 +698,13 @@ impl Control {
             let mut guard = self.now.lock();
             let now = &mut *guard;
             let entry = now.matching(&change.route, None)?;
-            if entry.live != before {
+            if entry.live.revision != before.revision {
                 return Err(Refusal::Overtaken { route: change.route.clone() });
             }
             entry.drop_evidence(after);
             let at = OffsetDateTime::now_utc();
             now.rows.audit(change.row(&before, &before, at));
-            now.announcer.announce(at, change.happened(&before, &before));
+            now.announce(change, &before, &before, at);
             now.view(&change.route).ok_or_else(|| now.unknown(&change.route))?
         };
         drop(turn);
@@ -675,7 +721,7 @@ impl Control {
         before: &Recorded,
         loosened: Recorded,
     ) -> Result<RouteView, Refusal> {
-        let unchanged = self.now.lock().live(&change.route) == Some(before);
+        let unchanged = self.now.lock().live(&change.route).is_some_and(|live| live.revision == before.revision);
         if unchanged {
             self.write(turn, Some((&change.route, &loosened))).await.map_err(Refusal::NotRecorded)?;
         }
@@ -702,7 +748,7 @@ impl Control {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let entry = now.matching(&change.route, None)?;
-        if entry.live != *before {
+        if entry.live.revision != before.revision {
             now.unrecorded.insert(change.route.clone());
             return Err(Refusal::Overtaken { route: change.route.clone() });
         }
@@ -712,8 +758,9 @@ impl Control {
         self.plane.apply(&change.route, loosened.state());
         entry.live = loosened.clone();
         now.unrecorded.remove(&change.route);
+        now.progress.remove(&change.route);
         now.rows.audit(change.row(before, &loosened, at));
-        now.announcer.announce(at, change.happened(before, &loosened));
+        now.announce(change, before, &loosened, at);
         change.log(before, &loosened);
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
@@ -725,8 +772,8 @@ impl Control {
         let before = std::mem::replace(&mut entry.live, tightened.clone());
         now.unrecorded.insert(change.route.clone());
         now.rows.audit(change.row(&before, &tightened, at));
-        if change.action != "trip" {
-            now.announcer.announce(at, change.happened(&before, &tightened));
+        now.announce(change, &before, &tightened, at);
+        if change.action != TRIP {
             change.log(&before, &tightened);
         }
     }
@@ -752,6 +799,7 @@ impl Control {
     fn forget(&self, route: &str) -> u64 {
         // In this order: what began after the call and ends before the look counts too little rather than too much.
         self.plane.forget(route);
+        self.signals.forget(route, Instant::now());
         let last = self.plane.observe(route).and_then(|seen| seen.seconds.last().map(|second| second.at));
         last.map_or(0, |last| last + 1)
     }
@@ -799,13 +847,16 @@ impl Control {
             now.routes.insert(route, entry);
         }
         now.dormant.extend(entries.into_iter().map(|(route, entry)| (route, entry.live)));
+        self.signals.follow(config, Moment::now());
         now.config = config.clone();
+        self.pause_unguarded(now, at);
         Ok(())
     }
 
     /// Writes what the disk does not have, and a loosened state that is not live yet.
     async fn write(&self, _turn: &Turn<'_, ()>, loosened: Option<(&str, &Recorded)>) -> Result<(), StoreError> {
         let (mut batch, last_row) = self.now.lock().batch();
+        batch.signals = self.signals.unrecorded();
         if let Some((route, recorded)) = loosened {
             batch.states.insert(route.to_owned(), recorded.clone());
         }
@@ -822,17 +873,18 @@ impl Control {
         match &written {
             Ok(()) => {
                 for (route, recorded) in &batch.states {
-                    if now.live(route) == Some(recorded) {
+                    let live = now.live(route);
+                    let (current, whole) =
+                        (live.is_some_and(|live| live.revision == recorded.revision), live == Some(recorded));
+                    if current {
                         now.unrecorded.remove(route);
+                    }
+                    if whole {
+                        now.progress.remove(route);
                     }
                 }
                 now.rows.written(last_row);
-                for row in &batch.signals {
-                    let signal = (row.route.clone(), row.name.clone());
-                    if now.signals.get(&signal) == Some(row) {
-                        now.signals.remove(&signal);
-                    }
-                }
+                self.signals.written(&batch.signals);
                 if now.failing.take().is_some() {
                     info!("State file can be written again");
                     let what = Happened::Recording { works: true, reason: String::new() };
@@ -899,6 +951,7 @@ impl Now {
             recorded: entry.live.clone(),
             persisted: !self.unrecorded.contains(route),
             judgement: entry.judgement.clone(),
+            wait: entry.wait.clone().filter(|_| entry.live.plan.as_ref().is_some_and(Run::is_live)),
         })
     }
 
@@ -923,14 +976,19 @@ impl Now {
         }
     }
 
+    fn announce(&mut self, change: &Change, before: &Recorded, after: &Recorded, at: OffsetDateTime) {
+        let plan = plan::happened(change, before, after);
+        change.happened(before, after).into_iter().chain(plan).for_each(|what| self.announcer.announce(at, what));
+    }
+
     /// All that the disk does not have, and the number of the last row in it.
     fn batch(&self) -> (Batch, u64) {
         let state = |route: &String| Some((route.clone(), self.live(route)?.clone()));
         let batch = Batch {
-            states: self.unrecorded.iter().filter_map(state).collect(),
+            states: self.unrecorded.union(&self.progress).filter_map(state).collect(),
             audit: self.rows.audit.iter().map(|(_, row)| row.clone()).collect(),
             incidents: self.rows.incidents.iter().map(|(_, row)| row.clone()).collect(),
-            signals: self.signals.values().cloned().collect(),
+            signals: Vec::new(),
         };
         (batch, self.rows.seen)
     }
@@ -1008,6 +1066,19 @@ impl Refusals {
     }
 }
 
+/// Why somebody should look at a route although green was not taken off: cause and reason.
+fn causes(judgement: &Judgement) -> [Option<(&'static str, &str)>; 2] {
+    let shared = judgement.shared_cause && judgement.verdict != Verdict::Breach;
+    [
+        shared.then_some((SHARED_CAUSE, judgement.reason.as_str())),
+        judgement.pause.as_deref().map(|reason| (PAUSE, reason)),
+    ]
+}
+
+pub(crate) const SHARED_CAUSE: &str = "shared_cause";
+const PAUSE: &str = "pause";
+const CAUTION_AGAIN: Duration = Duration::from_secs(600);
+
 fn cut(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
@@ -1042,20 +1113,23 @@ impl Change {
         }
     }
 
-    fn happened(&self, before: &Recorded, after: &Recorded) -> Happened {
+    fn happened(&self, before: &Recorded, after: &Recorded) -> Option<Happened> {
         let (route, actor, reason) = (self.route.clone(), self.actor.name.clone(), self.reason.clone());
-        if self.action == "reset" {
-            return Happened::Reset { route, revision: after.revision, actor, reason };
-        }
-        Happened::Split {
-            route,
-            action: self.action.to_owned(),
-            revision: after.revision,
-            before: before.split,
-            green_percentage: after.split,
-            latched: after.latch.is_some(),
-            actor,
-            reason,
+        match self.action {
+            // Its event has the incident.
+            TRIP => None,
+            "reset" => Some(Happened::Reset { route, revision: after.revision, actor, reason }),
+            _ if before.split == after.split && before.latch == after.latch => None,
+            action => Some(Happened::Split {
+                route,
+                action: action.to_owned(),
+                revision: after.revision,
+                before: before.split,
+                green_percentage: after.split,
+                latched: after.latch.is_some(),
+                actor,
+                reason,
+            }),
         }
     }
 
@@ -1075,6 +1149,31 @@ impl Change {
     }
 }
 
+const TRIP: &str = "trip";
+
+fn stamp(at: OffsetDateTime, actor: &Actor, reason: &str) -> Stamp {
+    Stamp { at: rfc3339(at), by: actor.name.clone(), reason: reason.to_owned() }
+}
+
+/// The plan of a route whose green is taken off.
+fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
+    let mut plan = live.plan.clone();
+    if let Some(run) = plan.as_mut().filter(|run| run.is_live()) {
+        run.end(State::RolledBack, stamp);
+    }
+    plan
+}
+
+/// The plan of a route whose split somebody else changes: it waits until somebody resumes it.
+fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
+    let mut plan = live.plan.clone();
+    if let Some(run) = plan.as_mut().filter(|run| run.state == State::Running) {
+        let reason = format!("{} set green to {split}", change.actor.name);
+        run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
+    }
+    plan
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -1083,10 +1182,11 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(StoreError::Other("the operation was abandoned; try it again".to_owned())))
 }
 
-/// Records in the background: trips, refused attempts, and whatever could not be written.
+/// Records in the background: trips, refused attempts, values of signals, and whatever could not be written.
 async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
     loop {
-        wake.notified().await;
+        // Values of signals come all the time, and share a write.
+        let _ = tokio::time::timeout(SIGNALS_EVERY, wake.notified()).await;
         loop {
             let Some(control) = control.upgrade() else { return };
             if control.flush().await.is_ok() {
@@ -1099,6 +1199,7 @@ async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
 }
 
 const RETRY: Duration = Duration::from_secs(1);
+const SIGNALS_EVERY: Duration = Duration::from_secs(1);
 
 /// An error with all that caused it, on one line.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {

@@ -8,7 +8,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
-use crate::{ArmEvidence, Evidence, Judgement, Recorded, Verdict, percent};
+use crate::{ArmEvidence, Evidence, Judgement, Recorded, Verdict, percent, plan::State};
 
 /// Something that happened, numbered from 1 in the order it did.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -45,6 +45,13 @@ pub enum Happened {
         verdict: Verdict,
         reason: String,
     },
+    /// Green keeps its share, but somebody should look: both arms are bad at once (`shared_cause`), or green is beyond a
+    /// limit of `[route.guard.pause]` (`pause`).
+    Caution {
+        route: String,
+        cause: String,
+        reason: String,
+    },
     /// Green broke its promises and was taken off.
     Trip {
         incident: Box<Incident>,
@@ -53,6 +60,22 @@ pub enum Happened {
         route: String,
         revision: u64,
         actor: String,
+        reason: String,
+    },
+    /// A plan went on, or waits for somebody.
+    Plan {
+        route: String,
+        /// What has become of it.
+        change: PlanNews,
+        state: State,
+        /// Counted from 1; one more than there are when all are done.
+        step: usize,
+        steps: usize,
+        #[serde(serialize_with = "percent::serialize")]
+        #[schema(value_type = f64)]
+        green_percentage: Split,
+        actor: String,
+        /// A sentence.
         reason: String,
     },
     /// A changed configuration went live (`done`), or did not (`refused`).
@@ -74,12 +97,35 @@ impl Happened {
         match self {
             Self::Split { .. } => "split",
             Self::Verdict { .. } => "verdict",
+            Self::Caution { .. } => "caution",
             Self::Trip { .. } => "trip",
             Self::Reset { .. } => "reset",
+            Self::Plan { .. } => "plan",
             Self::Reload { .. } => "reload",
             Self::Recording { .. } => "recording",
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanNews {
+    Started,
+    /// A step's share is live.
+    Entered,
+    /// A step has all it takes.
+    StepDone,
+    /// Somebody has to approve of the next step.
+    ApprovalWanted,
+    Approved,
+    /// Somebody has to look, and to resume it.
+    Paused,
+    Resumed,
+    /// What it waited for does not matter any more.
+    Skipped,
+    Aborted,
+    RolledBack,
+    Done,
 }
 
 /// One trip, with everything it rested on.

@@ -1,20 +1,22 @@
-//! Judges every watched route once a second, and trips those it finds in breach. Knows no rules.
+//! Judges every watched route once a second, trips those it finds in breach, and has the plans of the others go on. Knows
+//! no rules.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use config::Split;
 use parking_lot::Mutex;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Control, Engine, MirrorObservation, MirrorSecond, Outcome, PlaceboReport, Second, Surroundings, Tally, Verdict,
-    Watched,
+    Watched, plan::Planner,
 };
 
 /// See the module.
 pub struct Guardian {
     control: Arc<Control>,
+    planner: Planner,
     routes: Mutex<BTreeMap<String, Watch>>,
 }
 
@@ -88,7 +90,7 @@ impl Watch {
 
 impl Guardian {
     pub fn new(control: Arc<Control>) -> Self {
-        Self { control, routes: Mutex::default() }
+        Self { planner: Planner::new(control.clone()), control, routes: Mutex::default() }
     }
 
     /// Judges each second soon after it is over, until `shutdown`.
@@ -130,7 +132,7 @@ impl Guardian {
                 mirror: mirrored.as_ref().map(|seen| MirrorSecond { pairs: seen.paired, mismatches: seen.mismatched }),
                 blue_endpoints: observed.blue.endpoints,
                 green_endpoints: observed.green.endpoints,
-                signals: Vec::new(),
+                signals: self.control.signals().readings(route, Instant::now()),
             };
             // Green at 0: the copies are all there is to judge it by.
             let second = match mirrored.filter(|_| watched.split == Split::NONE) {
@@ -147,6 +149,7 @@ impl Guardian {
                 self.control.trip(route, watched.epoch, &judgement);
                 return;
             }
+            self.planner.tick(watched, &second, &judgement, &surroundings.signals);
         }
     }
 }

@@ -1,31 +1,36 @@
 //! The control plane: HTTP API, guard, state database, incidents.
 //!
 //! Read in this order: the data plane reports what it saw (`plane`), the guard judges it (`guard`, asked once a second by
-//! `guardian`), a split changes in one place (`control`), is remembered (`store`), announced (`event`), and people see
-//! and steer all of it (`api`).
+//! `guardian`) with what is heard from outside (`signal`), a split changes in one place (`control`), is remembered
+//! (`store`), announced (`event`), told to whoever asked to be (`alert`), and people see and steer all of it (`api`).
 
 mod plane;
 
 mod guard;
 mod guardian;
+mod signal;
 
+mod alert;
 mod control;
 mod event;
+mod outbound;
 mod percent;
 pub mod plan;
 mod store;
 
 mod api;
 
+pub use alert::{AlertView, Alerts, Delivery, WebhookView};
 pub use api::{Access, AccessError, Api, serve};
-pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
-pub use event::{Counts, Event, Happened, Incident};
+pub use control::{Actor, Control, ControlError, PlanChange, Refusal, RouteView, Watched};
+pub use event::{Counts, Event, Happened, Incident, PlanNews};
 pub use guard::{
     ArmEvidence, BaselineReport, Engine, Evidence, Judgement, MirrorSecond, PlaceboReport, SignalReading, Surroundings,
     Verdict,
 };
 pub use guardian::Guardian;
 pub use plane::*;
+pub use signal::{Moment, Scraper, SignalRefusal, SignalView, Signals};
 pub use store::{
     AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, SignalRow,
     Sqlite, StateStore, StoreError,

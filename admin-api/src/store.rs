@@ -109,7 +109,8 @@ pub struct AuditRow {
     pub actor: String,
     /// The peer's address, or `crossfade` for the process itself.
     pub from: String,
-    /// `split`, `rollback`, `reset`, `trip`, `initial`; `unknown`, where a refused attempt was for no such call.
+    /// `split`, `rollback`, `reset`, `trip`, `initial`, `plan-step` and the other `plan-…`; where an attempt was refused also
+    /// `signal`, and `unknown` where it was for no such call.
     pub action: String,
     pub route: Option<String>,
     /// Green's share in per cent.

@@ -4,16 +4,20 @@
 //! once, each with its place and its cure.
 
 mod address;
+mod alert;
 mod fault;
 mod lift;
 mod plan;
 mod reader;
 mod reload;
 mod route;
+mod signal;
 mod split;
+mod url;
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
+pub use alert::{Alert, AlertFormat, Severity};
 pub use fault::{Fault, Faults};
 pub use plan::{Gates, Otherwise, Plan, Require, Step};
 pub use reload::restart_needed;
@@ -21,13 +25,17 @@ pub use route::{
     ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
     PauseLimits, Protocol, Route, SharedCause, Timeouts, TlsFiles, UpstreamTls,
 };
+pub use signal::{Beyond, Combine, Scrape, Signal, SignalLimit, Silent};
 pub use split::{Arm, BUCKETS, NotAPercentage, Split};
+pub use url::Url;
 
 /// Everything a configuration file says, with defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub server: Server,
     pub admin: Admin,
+    /// Who is told what happens. Names are unique.
+    pub alerts: Vec<Alert>,
     /// In the order of the file. Names are unique; at least one.
     pub routes: Vec<Route>,
 }

@@ -1,8 +1,11 @@
 //! A document becomes a [`Config`]. Every fault is collected, none stops the walk.
 
+mod alert;
 mod key;
 mod listeners;
+mod plan;
 mod route;
+mod signal;
 
 use std::{
     fs::File,
@@ -108,13 +111,22 @@ fn lift(document: &Document, table: &mut Table<'_>, base: &Path) -> Option<Confi
         Some(admin) => admin,
         None => Some(admin_defaults(base)),
     };
+    let mut names = Vec::new();
+    let alerts = table
+        .take("alert")
+        .and_then(|value| value.tables("alert", |table| alert::lift(table, &mut names, base)))
+        .unwrap_or_default();
     let drafts = table
         .required("route", "add a [[route]] table")
         .and_then(|value| value.tables("route", |table| route::lift(table, base)))
         .unwrap_or_default();
     listeners::check(document, &drafts, admin.as_ref().map(|admin| admin.listen));
+    // A route without a name cannot be waited for.
+    let plans = drafts.iter().filter_map(|draft| Some((draft.name.clone()?, draft.after.clone())));
+    plan::check_order(document, plans.collect());
     let routes: Option<Vec<_>> = drafts.into_iter().map(|draft| draft.route).collect();
-    Some(Config { server, admin: admin?, routes: routes? })
+    let alerts: Option<Vec<_>> = alerts.into_iter().collect();
+    Some(Config { server, admin: admin?, alerts: alerts?, routes: routes? })
 }
 
 fn server_defaults() -> Server {

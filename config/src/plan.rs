@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Split;
+use crate::{Split, Url};
 
 /// Ordered steps, from the first share of green to the last. Its serialized form has the names and units of the file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -51,8 +51,8 @@ pub struct Gates {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// A POST to this address is answered 2xx.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub webhook: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "url")]
+    pub webhook: Option<Url>,
     /// The plans of these routes are done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
@@ -95,6 +95,21 @@ mod seconds {
         let text = String::deserialize(deserializer)?;
         let seconds = text.strip_suffix('s').and_then(|seconds| seconds.parse().ok());
         seconds.map(Duration::from_secs).ok_or_else(|| D::Error::custom("not whole seconds"))
+    }
+}
+
+mod url {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use crate::Url;
+
+    pub(super) fn serialize<S: Serializer>(url: &Option<Url>, serializer: S) -> Result<S::Ok, S::Error> {
+        url.as_ref().map(Url::whole).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| Url::parse(&text)).transpose().map_err(|flaw| D::Error::custom(flaw.problem))
     }
 }
 

@@ -186,6 +186,10 @@ pub(crate) struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    pub(crate) fn spot(&self) -> &Spot {
+        &self.spot
+    }
+
     pub(crate) fn fault(&self, problem: impl Into<String>, cure: impl Into<String>) {
         self.document.fault(&self.spot, Flaw::new(problem, cure));
     }
@@ -248,8 +252,13 @@ impl<'a> Value<'a> {
     }
 
     pub(crate) fn duration(&self) -> Option<Duration> {
+        self.duration_up_to(LONGEST)
+    }
+
+    /// For what people do, not for what a proxy waits for. `longest`: whole hours.
+    pub(crate) fn duration_up_to(&self, longest: Duration) -> Option<Duration> {
         match self.node {
-            DeValue::String(text) => self.accept(parse_duration(text)),
+            DeValue::String(text) => self.accept(parse_duration(text, longest)),
             DeValue::Integer(number) => {
                 let number = shortened(number.as_str());
                 self.fault(format!("{number} has no unit"), format!("write \"{number}s\" or \"{number}ms\""));
@@ -305,6 +314,20 @@ impl<'a> Value<'a> {
             lifted.push(table.read(&mut lift));
         }
         Some(lifted)
+    }
+
+    /// The entries of a table whose keys are not ours. `example` shows how to write one.
+    pub(crate) fn entries(&self, example: &str) -> Option<Vec<(&'a str, Self)>> {
+        let DeValue::Table(entries) = self.node else {
+            return self.mismatch("a table", &format!("write {example}"));
+        };
+        let table =
+            Table { document: self.document, spot: self.spot.clone(), entries, known: Vec::new(), outer: Vec::new() };
+        let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
+            let name: &'a str = AsRef::<str>::as_ref(key.get_ref());
+            (name, Value { document: self.document, spot: table.spot_at(name, key), node: value.get_ref() })
+        };
+        Some(entries.iter().map(entry).collect())
     }
 
     /// Entries of a list are compared with each other, so a list has an end.
@@ -374,9 +397,10 @@ impl<'a> Value<'a> {
 const DURATION_CURE: &str = "write a whole number and a unit: \"250ms\", \"10s\", \"5m\" or \"1h\"";
 
 /// Longer waits are mistakes: a proxy that holds something for more than a day has forgotten it.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-fn parse_duration(text: &str) -> Result<Duration, Flaw> {
+/// `longest`: whole hours.
+pub(crate) fn parse_duration(text: &str, longest: Duration) -> Result<Duration, Flaw> {
     let (digits, unit) = number_and_unit(text);
     let millis = match unit {
         "ms" => 1,
@@ -399,8 +423,12 @@ fn parse_duration(text: &str) -> Result<Duration, Flaw> {
     let millis = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(millis));
     match millis.map(Duration::from_millis) {
         Some(Duration::ZERO) => Err(Flaw::new(format!("{} is no time at all", quoted(text)), "write at least \"1ms\"")),
-        Some(duration) if duration <= LONGEST => Ok(duration),
-        _ => Err(Flaw::new(format!("{} is longer than a day", quoted(text)), "write at most \"24h\"")),
+        Some(duration) if duration <= longest => Ok(duration),
+        _ => {
+            let hours = longest.as_secs() / 3600;
+            let longest = if hours > 24 { format!("{} days", hours / 24) } else { "a day".to_owned() };
+            Err(Flaw::new(format!("{} is longer than {longest}", quoted(text)), format!("write at most \"{hours}h\"")))
+        }
     }
 }
 

@@ -226,8 +226,9 @@ mod tests {
         let new = "key = [\"cookie:a\"]\ngreen_percentage = 5\nfallback = \"none\"\nkeyless = \"random\"\n\
                    match = { host = \"a\" }\nexpose_arm = true\nallow_override = true\n\
                    [route.timeouts]\nidle = \"1s\"\n[route.health]\nprobe = \"off\"\n[route.mirror]\nsample = 1\n\
-                   [route.guard]\nmode = \"off\"";
+                   [route.guard]\nmode = \"off\"\n[[route.signal]]\nname = \"a\"\nlimit = \"> 1\"";
         let new = route("shop", "http", "127.0.0.1:80", new).replace("\"b:1\"", "\"c:1\"");
+        let new = format!("[[alert]]\nurl = \"http://a/\"\n{new}");
         check(&old, &new.replace("[\"a:1\"]", "[\"d:1\"]\ntls = {}\nhttp_version = \"2\"\nlabel = \"x\""), &[]);
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
-use crate::{Arm, Split};
+use crate::{Arm, Plan, Signal, Split};
 
 /// A listener plus a match, a key, two arms and a split.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +37,10 @@ pub struct Route {
     pub mirror: Option<Mirror>,
     /// `None`: disarmed.
     pub guard: Option<Guard>,
+    /// What the guard asks besides, and plans may. Names are unique.
+    pub signals: Vec<Signal>,
+    /// How green rises by itself, once it is started.
+    pub plan: Option<Plan>,
 }
 
 impl Route {

@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod plan;
 
 use std::{
     io::IsTerminal,
@@ -78,6 +79,9 @@ enum Command {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Let green's share rise by itself, step by step
+    #[command(subcommand)]
+    Plan(plan::Plan),
     /// Set green's share to 0 and keep it there until a reset
     Rollback {
         route: String,
@@ -148,6 +152,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Demo(demo) => demo.run(),
         Command::Status { route, admin } => Client::new(&admin)?.status(route.as_deref()),
         Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
+        Command::Plan(plan) => plan.run(),
         Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, &reason),
         Command::Reset { route, reason, admin } => Client::new(&admin)?.reset(&route, &reason),
     }

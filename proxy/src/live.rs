@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use admin_api::{Access, InstallError, RouteState};
+use admin_api::{Access, Alerts, InstallError, RouteState};
 use config::{Arm, Config, Fault, Faults, Protocol, Split};
 
 use crate::{
@@ -146,7 +146,8 @@ pub(crate) fn check_files(config: &Config) -> Vec<Fault> {
     });
     let access = Access::open(&config.admin).err().map(|error| error.fault());
     let admin = config.admin.tls.iter().filter_map(|files| tls::admin_config(files).err());
-    access.into_iter().chain(admin).chain(listeners).chain(arms).collect()
+    let alerts = Alerts::check_files(config);
+    access.into_iter().chain(admin).chain(alerts).chain(listeners).chain(arms).collect()
 }
 
 /// Where to listen, in the order of the configuration. HTTP routes with the same address share a socket; the others

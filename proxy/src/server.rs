@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use admin_api::{Access, Api, Control, DataPlane, Guardian, Sqlite};
+use admin_api::{Access, Alerts, Api, Control, DataPlane, Guardian, Scraper, Sqlite};
 use anyhow::{Context, Result, anyhow, bail};
 use config::{Config, Faults, Protocol};
 use tokio::{
@@ -179,8 +179,11 @@ impl Server {
                 .inspect_err(|error| tracing::warn!(%error, "No other instance can take over from this one"))
                 .ok()
         });
-        let api = Api::new(Arc::clone(&control), access);
+        let alerts = Alerts::new(Arc::clone(&control));
+        let api = Api::new(Arc::clone(&control), access, Arc::clone(&alerts));
         let end = CancellationToken::new();
+        let until = end.clone();
+        let telling = tokio::spawn(keep_going("alerts", move || Arc::clone(&alerts).run(until.clone())));
         let end_of_api = end.child_token();
         let mut tasks = background(&plane, &control, self.file.as_ref(), &end);
         let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end_of_api.clone()));
@@ -231,6 +234,8 @@ impl Server {
         }
         // It gives its own requests a few seconds.
         let _ = serving_api.await;
+        // So do these to tell of what happened last.
+        let _ = telling.await;
         tasks.shutdown().await;
         tracing::info!("Stopped");
         Ok(())
@@ -254,8 +259,10 @@ fn background(
     let both = || (Arc::clone(plane), Arc::clone(control));
     let (gathering, _) = both();
     tasks.spawn(keep_going("telemetry", move || Arc::clone(&gathering).gather()));
-    let ((_, judging), end) = (both(), end.clone());
-    tasks.spawn(keep_going("guard", move || Guardian::new(Arc::clone(&judging)).run(end.clone())));
+    let ((_, judging), until) = (both(), end.clone());
+    tasks.spawn(keep_going("guard", move || Guardian::new(Arc::clone(&judging)).run(until.clone())));
+    let ((_, scraping), until) = (both(), end.clone());
+    tasks.spawn(keep_going("signals", move || Scraper::new(Arc::clone(&scraping)).run(until.clone())));
     let (plane, control) = both();
     tasks.spawn(keep_going("names", move || look_up_again(Arc::clone(&plane), Arc::clone(&control))));
     if let Some(file) = file.cloned() {

@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{Fault, Problem};
 
@@ -105,7 +106,8 @@ impl Fields {
         self.fields.iter().any(|(field, _)| field == name)
     }
 
-    fn take(&mut self, name: &str) -> Option<Value> {
+    /// As it was sent.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.fields.iter().position(|(field, _)| field == name)?;
         Some(self.fields.swap_remove(at).1)
     }
@@ -133,6 +135,25 @@ impl Fields {
             return None;
         };
         Split::from_percent(percent).map_err(|problem| self.fault(name, problem.to_string(), cure)).ok()
+    }
+
+    pub(super) fn number(&mut self, name: &str) -> Option<f64> {
+        let value = self.take(name)?;
+        let number = value.as_f64().filter(|number| number.is_finite());
+        if number.is_none() {
+            self.fault(name, format!("is {}, not a finite number", kind(&value)), "give it a number, without quotes");
+        }
+        number
+    }
+
+    /// A time as RFC 3339 has it.
+    pub(super) fn time(&mut self, name: &str) -> Option<OffsetDateTime> {
+        let text = self.text(name)?;
+        let time = OffsetDateTime::parse(&text, &Rfc3339);
+        if time.is_err() {
+            self.fault(name, "is not a time of RFC 3339", "give it a time such as 2026-01-31T10:15:02Z");
+        }
+        time.ok()
     }
 
     /// A whole number from 1 to `most`, of a query.

@@ -6,9 +6,10 @@ use axum::response::{IntoResponse, Response};
 use config::Arm;
 use hdrhistogram::Histogram;
 use http::{Uri, header};
+use tokio::time::Instant;
 
 use super::{Problem, State, body::Fields, status::VERSION};
-use crate::{Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, Verdict};
+use crate::{Alerts, Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, SignalView, Verdict};
 
 /// Prometheus text
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Exposition format 0.0.4", body = String, content_type = "text/plain")))]
@@ -16,12 +17,13 @@ pub(super) async fn metrics(state: State, uri: Uri) -> Result<Response, Box<Prob
     Fields::query(&uri)?.finish(&[])?;
     let refused = state.refused.lock().clone();
     let tokens_refused = state.access.tokens_problem().is_some();
-    let text = write(&state.control, &refused, tokens_refused, state.started.elapsed().as_secs_f64());
+    let text = write(&state.control, &state.alerts, &refused, tokens_refused, state.started.elapsed().as_secs_f64());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
 fn write(
     control: &Control,
+    alerts: &Alerts,
     refused: &BTreeMap<&'static str, u64>,
     tokens_refused: bool,
     uptime_seconds: f64,
@@ -40,6 +42,8 @@ fn write(
     write_arms(&mut out, &routes);
     write_routes(&mut out, &routes);
     write_mirrors(&mut out, &routes);
+    write_signals(&mut out, control);
+    write_alerts(&mut out, alerts);
     out.family("crossfade_admin_tokens_refused", GAUGE, "1: the tokens file as it is now was not taken over");
     out.sample("crossfade_admin_tokens_refused", &[], u8::from(tokens_refused));
     out.text()
@@ -227,6 +231,38 @@ fn write_mirrors(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
                 out.histogram("crossfade_mirror_latency_seconds", &labels(view, arm), latency);
             }
         }
+    }
+}
+
+fn write_signals(out: &mut Exposition, control: &Control) {
+    let signals = control.signals().views(None, Instant::now());
+    let mut each = |name: &str, kind: &str, help: &str, value: fn(&SignalView) -> Option<f64>| {
+        out.family(name, kind, help);
+        for signal in &signals {
+            if let Some(value) = value(signal) {
+                out.sample(name, &[("route", &signal.route), ("signal", &signal.name)], value);
+            }
+        }
+    };
+    each("crossfade_signal_value", GAUGE, "The last value; absent before the first", |signal| signal.value);
+    each("crossfade_signal_age_seconds", GAUGE, "Since that was measured", |signal| signal.age_seconds);
+    each("crossfade_signal_failed_scrapes_total", COUNTER, "Scrapes that had no value", |signal| {
+        signal.scraped.then_some(signal.failed_scrapes as f64)
+    });
+}
+
+fn write_alerts(out: &mut Exposition, alerts: &Alerts) {
+    let webhooks = alerts.webhooks();
+    out.family("crossfade_alerts_total", COUNTER, "Messages to webhooks by what became of them");
+    for webhook in &webhooks {
+        let outcomes = [("delivered", webhook.delivered), ("failed", webhook.failed), ("dropped", webhook.dropped)];
+        for (outcome, count) in outcomes {
+            out.sample("crossfade_alerts_total", &[("alert", &webhook.alert), ("outcome", outcome)], count);
+        }
+    }
+    out.family("crossfade_alerts_waiting", GAUGE, "Messages that a webhook has not taken yet");
+    for webhook in &webhooks {
+        out.sample("crossfade_alerts_waiting", &[("alert", &webhook.alert)], webhook.waiting);
     }
 }
 

@@ -20,7 +20,8 @@ pub(super) fn complete(document: &mut OpenApi) {
         .build();
     components.add_security_scheme(SCHEME, SecurityScheme::Http(bearer));
 
-    for body in ["RollbackRequest", "ResetRequest", "SplitRequest"] {
+    let of_plans = ["PlanStartRequest", "PlanRequest", "PlanApproveRequest", "PlanSkipRequest"];
+    for body in ["RollbackRequest", "ResetRequest", "SignalRequest", "SplitRequest"].into_iter().chain(of_plans) {
         let Some(RefOr::T(Schema::Object(body_schema))) = components.schemas.get_mut(body) else { continue };
         let others = if body == "SplitRequest" { sides_by_label() } else { AdditionalProperties::FreeForm(false) };
         body_schema.additional_properties = Some(Box::new(others));

@@ -95,6 +95,7 @@ impl From<Refusal> for Box<Problem> {
             Refusal::UnknownRoute { .. } => problem(StatusCode::NOT_FOUND, "unknown-route").field("route"),
             Refusal::Stale { .. } => problem(StatusCode::PRECONDITION_FAILED, "stale-revision").field("if-match"),
             Refusal::Latched { .. } => problem(StatusCode::CONFLICT, "latched").field("green_percentage"),
+            Refusal::Plan { .. } => problem(StatusCode::CONFLICT, "plan"),
             Refusal::Overtaken { .. } => problem(StatusCode::CONFLICT, "overtaken"),
             Refusal::NotRecorded(_) => unavailable("not-recorded"),
             Refusal::LiveNotRecorded(_) => unavailable("live-but-not-recorded"),

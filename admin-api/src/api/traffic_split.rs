@@ -216,7 +216,7 @@ enum Urgency {
 
 /// What is known of a request so far, for the audit trail when it is refused.
 #[derive(Default)]
-struct Asked {
+pub(super) struct Asked {
     route: Option<String>,
     split: Option<Split>,
 }
@@ -294,7 +294,7 @@ impl Asked {
     }
 
     /// The route of a body; the only one where it names none.
-    fn route<'a>(&mut self, routes: &'a [Route], fields: &mut Fields) -> Result<&'a Route, Box<Problem>> {
+    pub(super) fn route<'a>(&mut self, routes: &'a [Route], fields: &mut Fields) -> Result<&'a Route, Box<Problem>> {
         let named = fields.has("route");
         let name = fields.text("route");
         self.route = name.clone();
@@ -325,13 +325,19 @@ impl Asked {
         }
     }
 
-    fn refused(&self, control: &Control, action: &'static str, caller: &Caller, problem: Box<Problem>) -> Box<Problem> {
+    pub(super) fn refused(
+        &self,
+        control: &Control,
+        action: &'static str,
+        caller: &Caller,
+        problem: Box<Problem>,
+    ) -> Box<Problem> {
         control.refused(action, self.route.as_deref(), self.split, &caller.actor, &problem.detail);
         problem
     }
 }
 
-fn revision(control: &Control, route: &str) -> Option<u64> {
+pub(super) fn revision(control: &Control, route: &str) -> Option<u64> {
     control.state(route).ok().map(|view| view.recorded.revision)
 }
 
@@ -349,7 +355,10 @@ fn side_names(route: &Route) -> Vec<(String, Arm)> {
 }
 
 /// RFC 9110, 13.1.1. `current`: the revision now. `None`: no condition, or one that any state meets.
-fn if_match(headers: &HeaderMap, current: impl FnOnce() -> Option<u64>) -> Result<Option<u64>, Box<Problem>> {
+pub(super) fn if_match(
+    headers: &HeaderMap,
+    current: impl FnOnce() -> Option<u64>,
+) -> Result<Option<u64>, Box<Problem>> {
     let malformed = || {
         Problem::new(StatusCode::BAD_REQUEST, "malformed", "if-match is not a list of entity tags")
             .field("if-match")
@@ -389,7 +398,7 @@ fn one(control: &Control, view: &RouteView) -> Result<Response, Box<Problem>> {
     Ok(response)
 }
 
-fn tag(response: &mut Response, view: &RouteView) {
+pub(super) fn tag(response: &mut Response, view: &RouteView) {
     if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", view.recorded.revision)) {
         response.headers_mut().insert(header::ETAG, tag);
     }

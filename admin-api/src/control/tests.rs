@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{Observation, ProcessMetric, Second};
+use crate::{Observation, ProcessMetric, Second, SignalRow};
 
 #[derive(Default)]
 struct Plane(Mutex<Vec<RouteState>>);

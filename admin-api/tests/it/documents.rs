@@ -22,17 +22,27 @@ async fn the_openapi_document_lists_every_call() {
     assert_eq!(
         calls,
         [
+            "get /alerts",
             "get /audit",
             "get /events",
             "get /health",
             "get /incidents",
             "get /incidents/{id}",
             "get /metrics",
+            "get /plan",
             "get /ready",
+            "get /signals",
             "get /status",
             "get /traffic-split",
+            "post /plan/abort",
+            "post /plan/approve",
+            "post /plan/pause",
+            "post /plan/resume",
+            "post /plan/skip",
+            "post /plan/start",
             "post /reset",
             "post /rollback",
+            "post /signals",
             "post /traffic-split",
         ]
     );
@@ -74,7 +84,8 @@ fn every_operation_describes_its_answers() {
             if method == "post" {
                 expected.extend(["404", "408", "413", "415", "500"]);
             }
-            if ["/traffic-split", "/reset"].contains(&path.as_str()) && method == "post" {
+            if (["/traffic-split", "/reset"].contains(&path.as_str()) || path.starts_with("/plan/")) && method == "post"
+            {
                 expected.extend(["409", "412"]);
             }
             for status in expected {
@@ -86,7 +97,8 @@ fn every_operation_describes_its_answers() {
     assert_eq!(document["components"]["securitySchemes"]["token"]["scheme"], "bearer");
 
     let schemas = &document["components"]["schemas"];
-    for body in ["SplitRequest", "RollbackRequest", "ResetRequest"] {
+    let of_plans = ["PlanRequest", "PlanApproveRequest", "PlanSkipRequest"];
+    for body in ["SplitRequest", "RollbackRequest", "ResetRequest", "SignalRequest"].into_iter().chain(of_plans) {
         for (field, schema) in schemas[body]["properties"].as_object().unwrap() {
             assert!(schema["type"].is_string(), "null is refused for {field} of {body}: {schema}");
         }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use admin_api::{Access, Api, Control, serve};
+use admin_api::{Access, Alerts, Api, Control, serve};
 use config::{Admin, Config};
 use serde_json::Value;
 use tokio::{
@@ -24,6 +24,7 @@ pub(crate) struct Server {
     pub(crate) store: Arc<FakeStore>,
     shutdown: CancellationToken,
     task: JoinHandle<std::io::Result<()>>,
+    telling: JoinHandle<()>,
 }
 
 impl Server {
@@ -41,15 +42,18 @@ impl Server {
         let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let api = Api::new(control.clone(), Access::open(admin).unwrap());
+        let alerts = Alerts::new(control.clone());
+        let api = Api::new(control.clone(), Access::open(admin).unwrap(), alerts.clone());
         let shutdown = CancellationToken::new();
+        let telling = tokio::spawn(alerts.run(shutdown.clone()));
         let task = tokio::spawn(serve(listener, tls, api, shutdown.clone()));
-        Self { address, control, plane, store, shutdown, task }
+        Self { address, control, plane, store, shutdown, task, telling }
     }
 
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         timeout(PATIENCE, self.task).await.expect("it stops").unwrap().unwrap();
+        timeout(PATIENCE, self.telling).await.expect("it stops").unwrap();
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml lets tests unwrap, but does not see that these helpers are tests")]
 
 mod access;
+mod alerts;
 mod bodies;
 mod control;
 mod crash;
@@ -9,5 +10,8 @@ mod documents;
 mod events;
 mod guard;
 mod http;
+mod peer;
+mod plan;
+mod signals;
 mod store;
 mod support;

@@ -39,6 +39,7 @@ fn plan() -> Run {
         state: State::Running,
         step: 1,
         entered: true,
+        first: 0,
         healthy_seconds: 17,
         held_seconds: 3,
         observed_seconds: 0,

@@ -81,6 +81,8 @@ pub(crate) fn route(name: &str, blue: &str, green: &str, initial: f64) -> Route 
         health: None,
         mirror: None,
         guard: Some(Guard::default()),
+        signals: Vec::new(),
+        plan: None,
     }
 }
 
@@ -100,6 +102,7 @@ pub(crate) fn config(routes: Vec<Route>) -> Arc<Config> {
             tls: None,
             hosts: vec!["admin.example".to_owned()],
         },
+        alerts: Vec::new(),
         routes,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::Path, time::Duration};
 
-use super::{key, path, tls_files};
+use super::{key, path, plan, signal, tls_files};
 use crate::{
     Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
     PauseLimits, Protocol, Route, SharedCause, Split, Timeouts, UpstreamTls, address,
@@ -18,6 +18,8 @@ pub(super) struct Draft {
     /// Whether there is a `tls`, faulty or not.
     pub(super) tls: bool,
     pub(super) matching: Option<Match>,
+    /// The routes that the plan waits for, if there is one.
+    pub(super) after: Option<Vec<(Spot, String)>>,
     /// `None`: a fault has been reported.
     pub(super) route: Option<Route>,
     pub(super) spots: Spots,
@@ -69,6 +71,14 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
         Some(guard) => guard,
         None => Some(Guard::default()),
     };
+    let mut names = Vec::new();
+    let signals = table
+        .take("signal")
+        .and_then(|value| value.tables("route.signal", |table| signal::lift(table, &mut names)))
+        .unwrap_or_default();
+    let around = plan::Around { guard: guard.as_ref(), mirrored: table.has("mirror"), signals: &names };
+    let plan = table.table("plan", "[route.plan] with a [[route.plan.step]]", |table| plan::lift(table, &around));
+    let (plan, after) = plan.map(|draft| (draft.plan, draft.after)).unzip();
     let mut labels = Vec::new();
     let blue = arm(table, Arm::Blue, &mut labels, protocol, listen, base);
     let green = arm(table, Arm::Green, &mut labels, protocol, listen, base);
@@ -91,14 +101,17 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
             health,
             mirror,
             guard,
+            signals: signals.into_iter().collect::<Option<_>>()?,
+            plan: plan.flatten(),
         })
     };
     let route = route();
-    Draft { name, protocol, listen, tls: has_tls, matching, route, spots }
+    Draft { name, protocol, listen, tls: has_tls, matching, after, route, spots }
 }
 
-/// A route's name or an arm's label. People type them, and they end up in URLs, metrics and JSON fields.
-fn word(value: &Value<'_>) -> Option<String> {
+/// The name of a route, a signal or an alert, or an arm's label. People type them, and they end up in URLs, metrics and
+/// JSON fields.
+pub(super) fn word(value: &Value<'_>) -> Option<String> {
     let text = value.string()?;
     let valid = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     if text.is_empty() || text.len() > 64 || !valid {

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::{
-    Arm, ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,
-    PauseLimits, Protocol, Route, SharedCause, Split, Timeouts, UpstreamTls,
+    AlertFormat, Arm, ArmSettings, Beyond, Combine, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion,
+    KeySource, Keyless, Match, Mirror, PauseLimits, Protocol, Route, Severity, SharedCause, Signal, SignalLimit,
+    Silent, Split, Timeouts, UpstreamTls,
 };
 
 const EXAMPLE: &str = include_str!("../../crossfade.example.toml");
@@ -76,7 +77,7 @@ fn syntax() {
 #[test]
 fn unknown_keys() {
     check_top("sever = 1", "sever (line 1): unknown key; did you mean \"server\"");
-    check_top("\"a b\" = 1", "\"a b\" (line 1): unknown key; remove it; known here are server, admin, route");
+    check_top("\"a b\" = 1", "\"a b\" (line 1): unknown key; remove it; known here are server, admin, alert, route");
     check_top("[server]\nwrokers = 1", "server.wrokers (line 2): unknown key; did you mean \"workers\"");
     check_top(
         "[server]\nthreads = 1",
@@ -718,6 +719,236 @@ fn mirror_and_guard() {
     );
 }
 
+/// A plan with these lines in its only step, which is on line 6.
+fn step(lines: &str) -> String {
+    route("http", &format!("[route.plan]\n[[route.plan.step]]\n{lines}"))
+}
+
+#[test]
+fn plans() {
+    let one = |lines: &str, expected: &str| check(&step(lines), &[&format!("route[0].plan.step[0].{expected}")]);
+    check_http(
+        "[route.plan]",
+        "route[0].plan.step (line 5): is missing; add a [[route.plan.step]] table with green = 1 and bake = \"10m\"",
+    );
+    check_http("[route.plan]\nstep = []", "route[0].plan.step (line 6): is empty; add a [[route.plan.step]] table");
+    one("bake = \"1s\"", "green (line 6): is missing; write green = 10 for 10 per cent");
+    one("green = 1", "bake (line 6): is missing; write bake = \"10m\"");
+    one("green = 1\nbake = \"0s\"", "bake (line 8): \"0s\" is no time at all; write at least \"1ms\"");
+    one(
+        "green = 1\nbake = \"500ms\"",
+        "bake (line 8): 500ms is not a whole number of seconds; write whole seconds, such as \"90s\"",
+    );
+    one("green = 1\nbake = \"721h\"", "bake (line 8): \"721h\" is longer than 30 days; write at most \"720h\"");
+    one(
+        "green = 0\nbake = \"1s\"",
+        "green (line 7): is 0, so that only copies reach green, and this route has no mirror; \
+         add [route.mirror] with sample = 10.0, or begin above 0",
+    );
+    let good = "green = 1\nbake = \"1s\"";
+    one(
+        &format!("{good}\napproval = \"go live\""),
+        "approval (line 9): \"go live\" is not a name; write 1 to 64 of the characters a-z, A-Z, 0-9, '-' and '_'",
+    );
+    one(
+        &format!("{good}\nwebhook = \"ci.example\""),
+        "webhook (line 9): is not a url; write a url such as \"http://127.0.0.1:9100/metrics\"",
+    );
+    one(
+        &format!("{good}\nrequire = {{ throughput = 1.5 }}"),
+        "require.throughput (line 9): 1.5 is out of range; write a share above 0 and at most 1, such as 0.95",
+    );
+    one(
+        &format!("{good}\nrequire = {{ match_rate = 0.8 }}"),
+        "require.match_rate (line 9): is measured by the mirror, and this route has none; \
+         add [route.mirror] with sample = 10.0, or remove it",
+    );
+    one(
+        &format!("{good}\nrequire = {{ match_rate = 0.8 }}\n[route.mirror]\nsample = 1"),
+        "require.match_rate (line 9): is not measured, because the guard does not ask for it; \
+         write min_match_rate = 0.7 in [route.guard], or remove it",
+    );
+    one(
+        &format!("{good}\notherwise = \"rollback\""),
+        "otherwise (line 9): says what happens when a requirement is not met, and there is none; \
+         write require = { throughput = 0.95 }, or remove it",
+    );
+    check_http(
+        &format!("[route.guard]\nmode = \"off\"\n[[route.plan.step]]\n{good}"),
+        "route[0].plan.step (line 7): nobody watches green, because the guard of this route is off; \
+         remove mode = \"off\" from it",
+    );
+    check_http(
+        &format!("[route.plan]\nexpected_rps = 0\n[[route.plan.step]]\n{good}"),
+        "route[0].plan.expected_rps (line 6): 0 is out of range; \
+         write requests a second, above 0 and at most 1000000000",
+    );
+    let second =
+        |green: &str| step(&format!("green = 10\nbake = \"1s\"\n[[route.plan.step]]\ngreen = {green}\nbake = \"1s\""));
+    check(
+        &second("5"),
+        &["route[0].plan.step[1].green (line 10): goes down, from 10 % to 5 %; \
+           write the steps in rising order; to go back is what the guard and a rollback are for"],
+    );
+    check(
+        &second("10.0"),
+        &["route[0].plan.step[1].green (line 10): repeats the 10 % of the step before; \
+           write one of the two, with the bake of both"],
+    );
+    let gate = format!("{good}\nsignal = \"lag\"");
+    one(&gate, "signal (line 9): this route has no signal \"lag\"; add a [[route.signal]] of this name");
+    let with = |name: &str| format!("{gate}\n[[route.signal]]\nname = {name:?}\nlimit = \"> 1\"");
+    one(&with("memory"), "signal (line 9): this route has no signal \"lag\"; write one of memory");
+    assert!(accepted(&step(&with("lag"))).routes[0].plan.is_some());
+    let two = format!("{good}\n[[route.plan.step]]\ngreen = 2\nbake = \"1s\"");
+    assert_eq!(accepted(&step(&two)).routes[0].plan.as_ref().unwrap().steps.len(), 2);
+}
+
+#[test]
+fn plans_that_wait_for_each_other() {
+    let plan = |after: &[&str]| format!("[[route.plan.step]]\ngreen = 1\nbake = \"1s\"\nafter = {after:?}\n");
+    let named = |name: &str, port: u16, plan: &str| {
+        format!(
+            "[[route]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:{port}\"\n{plan}\
+             [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n"
+        )
+    };
+    let after = |names: &[&str]| step(&format!("green = 1\nbake = \"1s\"\nafter = {names:?}"));
+    check(
+        &after(&["shoe"]),
+        &["route[0].plan.step[0].after[0] (line 9): there is no route \"shoe\"; write one of shop"],
+    );
+    check(
+        &after(&["shop"]),
+        &["route[0].plan.step[0].after[0] (line 9): waits for itself: shop → shop; \
+           remove one of these, so that some route is the first"],
+    );
+    check(
+        &(after(&["a", "a"]) + &named("a", 1, &plan(&[]))),
+        &["route[0].plan.step[0].after[1] (line 9): is in the list twice; remove one of the two"],
+    );
+    check(
+        &(after(&["a"]) + &named("a", 1, "")),
+        &["route[0].plan.step[0].after[0] (line 9): route a has no plan, so that it is never done; \
+           give a a [route.plan], or remove it here"],
+    );
+    let circle = after(&["a", "b"])
+        + &named("a", 1, &plan(&["b"]))
+        + &named("b", 2, &plan(&["c"]))
+        + &named("c", 3, &plan(&["a"]));
+    check(
+        &circle,
+        &["route[1].plan.step[0].after[0] (line 21): waits for itself: a → b → c → a; \
+           remove one of these, so that some route is the first"],
+    );
+    let waves = after(&["a", "b"])
+        + &named("a", 1, &plan(&["b", "c"]))
+        + &named("b", 2, &plan(&["c"]))
+        + &named("c", 3, &plan(&[]));
+    check(&waves, &[]);
+    // As many as there can be, each waiting for all before it, take no time.
+    let routes = (0..400).map(|n| {
+        let names: Vec<String> = (0..n.min(40)).map(|n| format!("r{n}")).collect();
+        named(&format!("r{n}"), 1 + n, &plan(&names.iter().map(String::as_str).collect::<Vec<_>>()))
+    });
+    check(&routes.collect::<String>(), &[]);
+}
+
+#[test]
+fn signals() {
+    let one = |lines: &str, expected: &str| {
+        let lines = format!("[[route.signal]]\nname = \"lag\"\nlimit = \"> 1000 for 5m\"\n{lines}");
+        check_http(&lines, &format!("route[0].signal[0].{expected}"));
+    };
+    one("silent = \"trip\"", "silent (line 8): unknown value \"trip\"; write \"hold\", \"ignore\" or \"breach\"");
+    let scrape = |lines: &str, expected: &str| {
+        one(&format!("[route.signal.scrape]\n{lines}"), &format!("scrape.{expected}"));
+    };
+    scrape(
+        "url = \"127.0.0.1:9100\"\nmetric = \"a\"",
+        "url (line 9): is not a url; write a url such as \"http://127.0.0.1:9100/metrics\"",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a{b=\\\"c\\\"}\"",
+        "metric (line 10): \"a{b=\\\"c\\\"}\" is not the name of a metric; \
+         write letters, digits, '_' and ':', and no digit first; labels have a table of their own",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a\"\nlabels = { \"b-c\" = \"d\" }",
+        "labels.b-c (line 11): is not the name of a label; write letters, digits and '_', and no digit first",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a\"\nlabels = [\"b\"]",
+        "labels (line 11): expected a table, found a list; write labels = { group = \"go\" }",
+    );
+    scrape(
+        "url = \"http://a/\"\nmetric = \"a\"\nevery = \"900ms\"",
+        "every (line 11): 900ms is out of range; write a duration from \"1s\" to \"1h\"",
+    );
+    one(
+        "expect_every = \"15s\"\n[route.signal.scrape]\nurl = \"http://a/\"\nmetric = \"a\"",
+        "expect_every (line 8): is not longer than scrape.every, 15s, so that every wait would be silence; \
+         write a longer one, or leave it out",
+    );
+    check_http(
+        "[[route.signal]]\nname = \"lag\"\nlimit = \"1000\"",
+        "route[0].signal[0].limit (line 7): does not begin with '>' or '<', the side that is bad; \
+         write a limit such as \"> 1000 for 5m\" or \"< 0.5\"",
+    );
+    check_http(
+        "[[route.signal]]\nname = \"lag\"\nlimit = \"> 1\"\n[[route.signal]]\nname = \"lag\"\nlimit = \"> 2\"",
+        "route[0].signal[1].name (line 9): \"lag\" is also the name of another signal here; write another name",
+    );
+
+    let signal = |lines: &str| {
+        let lines = format!("[[route.signal]]\nname = \"lag\"\nlimit = \"< 5\"\n{lines}");
+        accepted(&route("http", &lines)).routes[0].signals[0].clone()
+    };
+    let limit = SignalLimit { bad: Beyond::Below, value: 5.0, lasting: Duration::ZERO };
+    let pushed = Signal {
+        name: "lag".to_owned(),
+        limit,
+        silent: Silent::Hold,
+        expect_every: Duration::from_secs(120),
+        scrape: None,
+    };
+    assert_eq!(signal(""), pushed);
+    let scraped = signal(
+        "[route.signal.scrape]\nurl = \"https://a/m\"\nmetric = \"a:b\"\nlabels = { x = \"é\" }\nevery = \"1m\"",
+    );
+    let scrape = scraped.scrape.unwrap();
+    assert_eq!((scrape.metric.as_str(), scrape.labels["x"].as_str(), scrape.combine), ("a:b", "é", Combine::Worst));
+    assert_eq!(scraped.expect_every, Duration::from_secs(180));
+}
+
+#[test]
+fn alerts() {
+    let url = "url = \"https://a/secret\"";
+    check_top("[[alert]]", "alert[0].url (line 1): is missing; write url = \"https://hooks.example/…\"");
+    check_top(
+        "[alert]",
+        "alert (line 1): expected a list of tables, found a table; write the header in double brackets: [[alert]]",
+    );
+    check_top(
+        &format!("[[alert]]\n{url}\nseverity = \"high\""),
+        "alert[0].severity (line 3): unknown value \"high\"; write \"info\", \"warning\" or \"critical\"",
+    );
+    check_top(
+        &format!("[[alert]]\n{url}\nsecret_file = \"\""),
+        "alert[0].secret_file (line 3): is empty; write the path of a file",
+    );
+    check_top(
+        &format!("[[alert]]\n{url}\nname = \"alert-2\"\n[[alert]]\n{url}"),
+        "alert[1].name (line 4): \"alert-2\" is also the name of another alert; write another name",
+    );
+    let file = format!("[[alert]]\n{url}\n[[alert]]\n{url}\nsecret_file = \"s\"\n{}", route("http", ""));
+    let config = accepted(&file);
+    assert_eq!(config.alerts[0].name, "alert-1");
+    assert_eq!((config.alerts[0].format, config.alerts[0].severity), (AlertFormat::Json, Severity::Warning));
+    assert_eq!(config.alerts[1].secret_file, Some("/etc/crossfade/s".into()));
+    assert!(!format!("{config:?}").contains("/secret"), "the path of a webhook is a secret");
+}
+
 /// Two routes: the second with this protocol, listener and further settings. Its listener is on line 13.
 fn two(first: (&str, &str, &str), second: (&str, &str, &str)) -> String {
     let one = |name: &str, (protocol, listen, lines): (&str, &str, &str)| {
@@ -916,6 +1147,7 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                 tls: None,
                 hosts: vec![],
             },
+            alerts: vec![],
             routes: vec![Route {
                 name: "shop".to_owned(),
                 protocol,
@@ -963,6 +1195,8 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
                     shared_cause: SharedCause::Hold,
                     pause: PauseLimits { max_error_rate: None, max_p95_ratio: None, min_match_rate: None },
                 }),
+                signals: vec![],
+                plan: None,
             }],
         };
         assert_eq!(accepted(&route(name, "")), expected);
@@ -1109,10 +1343,23 @@ listen = "127.0.0.1:8080"
 sample = 1
 [route.guard]
 [route.guard.pause]
+[route.plan]
+[[route.plan.step]]
+green = 1
+bake = "1s"
+[route.plan.step.require]
 [route.blue]
 endpoints = ["127.0.0.1:9001"]
 [route.green]
 endpoints = ["127.0.0.1:9002"]
+[[route.signal]]
+name = "lag"
+limit = "> 1"
+[route.signal.scrape]
+url = "http://a/"
+metric = "a"
+[[alert]]
+url = "http://a/"
 "#;
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
@@ -1161,14 +1408,18 @@ fn the_document_and_the_example_have_every_key() {
     for fault in faults.0 {
         let known = fault.cure.strip_prefix("remove it; known here are ").unwrap();
         let header = match fault.place.strip_suffix(".unknown-to-all").unwrap() {
-            "route[0]" => "[[route]]".to_owned(),
             "route[0].green" => "[route.blue]".to_owned(),
+            place if place.ends_with("[0]") => format!("[[{}]]", place.replace("[0]", "")),
             place => format!("[{}]", place.replace("[0]", "")),
         };
         for key in known.split(", ") {
             let table = match header.as_str() {
-                "[[route]]" => ["match", "timeouts", "health", "mirror", "guard", "blue", "green"].contains(&key),
+                "[[route]]" => {
+                    ["match", "timeouts", "health", "mirror", "guard", "plan", "signal", "blue", "green"].contains(&key)
+                }
+                "[route.plan]" => key == "step",
                 "[route.guard]" => key == "pause",
+                "[[route.signal]]" => key == "scrape",
                 _ => false,
             };
             let found = documented().iter().any(|row| (row.0, row.1) == (header.as_str(), key));
@@ -1178,7 +1429,7 @@ fn the_document_and_the_example_have_every_key() {
         }
         tables += 1;
     }
-    assert_eq!(tables, 11);
+    assert_eq!(tables, 17);
 }
 
 /// Marsaglia's xorshift64: enough to be surprised by, and a seed says it all.
@@ -1226,6 +1477,8 @@ const ODD_VALUES: &[&str] = &[
     "\"header:\"",
     "\"path:-\"",
     "\"http\"",
+    "\"http://\"",
+    "\"> 1 for 1s\"",
     "\"mqtt\"",
     "\"tcp\"",
     "\"off\"",

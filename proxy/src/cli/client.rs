@@ -89,7 +89,7 @@ impl Client {
     }
 
     #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
-    fn print(&self, answer: &Value, text: &str) {
+    pub(super) fn print(&self, answer: &Value, text: &str) {
         if self.json {
             println!("{answer}");
         } else {
@@ -97,7 +97,7 @@ impl Client {
         }
     }
 
-    fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+    pub(super) fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
         let url = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT, "application/json");
         if let Some(token) = &self.token {

@@ -1,0 +1,328 @@
+//! What is done about plans. A plan changes with its route's state and in the same record: what goes on loosens, what stops
+//! tightens.
+
+use std::sync::Arc;
+
+use config::{Plan, Split};
+use time::OffsetDateTime;
+use tracing::warn;
+
+use super::{Actor, Change, Control, Now, Refusal, RouteView, stamp};
+use crate::{
+    Happened, Judgement, PlanNews, Recorded, Verdict, Watched,
+    plan::{Action, Inputs, Run, State, Wait},
+};
+
+/// What somebody wants of a plan.
+#[derive(Clone, Debug)]
+pub enum PlanChange {
+    /// From its first step on that is not below what green has.
+    Start(Box<Plan>),
+    Pause,
+    Resume,
+    /// By the name that the step asks for.
+    Approve(String),
+    /// What it waits for now does not matter.
+    Skip,
+    Abort,
+}
+
+impl PlanChange {
+    /// The word of the audit trail.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Start(_) => "plan-start",
+            Self::Pause => "plan-pause",
+            Self::Resume => "plan-resume",
+            Self::Approve(_) => "plan-approve",
+            Self::Skip => "plan-skip",
+            Self::Abort => "plan-abort",
+        }
+    }
+}
+
+impl Control {
+    /// Steers a route's plan. When it returns `Ok`, that is on disk; green's share follows within a second.
+    ///
+    /// `if_match`: the revision the caller believes to be current. Errors: see [`Refusal`]; every one is audited.
+    pub async fn change_plan(
+        self: &Arc<Self>,
+        route: &str,
+        wanted: PlanChange,
+        reason: &str,
+        actor: &Actor,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
+        let change = Change {
+            action: wanted.action(),
+            route: route.to_owned(),
+            actor: actor.clone(),
+            reason: reason.to_owned(),
+        };
+        let control = self.clone();
+        self.detached(async move {
+            let steered = control.steer(&change, &wanted, if_match).await;
+            steered.map_err(|refusal| control.audit_refusal(&change, None, refusal))
+        })
+        .await
+    }
+
+    /// The plan that was started last.
+    pub fn plan(&self, route: &str) -> Option<Run> {
+        self.now.lock().live(route)?.plan.clone()
+    }
+
+    /// A second of a route's plan. What it comes to goes live, or is on its way to the disk, when this returns.
+    pub(crate) fn tick_plan(self: &Arc<Self>, watched: &Watched, inputs: &Inputs<'_>, judgement: &Arc<Judgement>) {
+        let actor = Actor::internal("plan");
+        let mut guard = self.now.lock();
+        let now = &mut *guard;
+        let Some(entry) = now.routes.get_mut(&watched.route).filter(|_| !now.frozen) else { return };
+        // A judgement of another share says nothing about this one.
+        if entry.epoch != watched.epoch || entry.live.revision != watched.revision || entry.entering {
+            return;
+        }
+        let Some(run) = entry.live.plan.as_mut().filter(|run| run.state == State::Running) else { return };
+        let ticked = run.tick(inputs);
+        let mut run = run.clone();
+        if ticked.progress {
+            now.progress.insert(watched.route.clone());
+            self.wake_recorder.notify_one();
+        }
+        let asked_before = entry.wait.replace(ticked.wait.clone());
+        if let Wait::Approval(name) = &ticked.wait
+            && asked_before.as_ref() != Some(&ticked.wait)
+        {
+            let reason = format!("step {} of {} waits for the approval {name:?}", run.step + 1, run.plan.steps.len());
+            let what = news(&watched.route, &run, PlanNews::ApprovalWanted, entry.live.split, &actor.name, &reason);
+            now.announcer.announce(OffsetDateTime::now_utc(), what);
+        }
+        let at = OffsetDateTime::now_utc();
+        let change = |action, reason: &str| Change {
+            action,
+            route: watched.route.clone(),
+            actor: actor.clone(),
+            reason: reason.to_owned(),
+        };
+        let (change, split) = match ticked.action {
+            None => return,
+            Some(Action::RollBack { reason }) => {
+                drop(guard);
+                let judgement = Judgement { verdict: Verdict::Breach, reason, ..(**judgement).clone() };
+                self.take_off(&watched.route, watched.epoch, &Arc::new(judgement), actor);
+                return;
+            }
+            Some(Action::Pause { reason, anew }) => {
+                run.pause(anew, stamp(at, &actor, &reason));
+                warn!(route = %watched.route, reason, "A plan pauses");
+                (change("plan-pause", &reason), entry.live.split)
+            }
+            Some(Action::Next) => {
+                let reason = done(&run);
+                run.next(stamp(at, &actor, &reason));
+                (change("plan-step", &reason), entry.live.split)
+            }
+            Some(Action::Enter) => {
+                let Some(green) = run.current().map(|step| step.green) else { return };
+                let change = change("plan-step", &begins(&run));
+                if green >= entry.live.split {
+                    entry.entering = true;
+                    drop(guard);
+                    self.enter_step(change, watched.revision);
+                    return;
+                }
+                run.enter(stamp(at, &actor, &change.reason));
+                (change, green)
+            }
+        };
+        let state =
+            Recorded { split, revision: entry.reserve_revision(), latch: entry.live.latch.clone(), plan: Some(run) };
+        self.go_live(now, &change, state, at);
+        drop(guard);
+        self.wake_recorder.notify_one();
+    }
+
+    /// Disk first: green rises, or begins to earn its bake.
+    fn enter_step(self: &Arc<Self>, change: Change, revision: u64) {
+        let (control, route) = (self.clone(), change.route.clone());
+        let entering = tokio::spawn(async move {
+            let turn = control.turn.lock().await;
+            let (before, entered) = {
+                let mut now = control.now.lock();
+                let entry = now.matching(&change.route, Some(revision))?;
+                let before = entry.live.clone();
+                let overtaken = || Refusal::Overtaken { route: change.route.clone() };
+                let mut run = before.plan.clone().ok_or_else(overtaken)?;
+                let green = run.current().ok_or_else(overtaken)?.green;
+                run.enter(stamp(OffsetDateTime::now_utc(), &change.actor, &change.reason));
+                let revision = entry.reserve_revision();
+                (before, Recorded { split: green, revision, latch: None, plan: Some(run) })
+            };
+            control.loosen(&turn, &change, &before, entered).await
+        });
+        let control = self.clone();
+        tokio::spawn(async move {
+            let entered = entering.await.unwrap_or(Err(Refusal::Abandoned));
+            control.plane.followed().await;
+            if let Some(entry) = control.now.lock().routes.get_mut(&route) {
+                entry.entering = false;
+            }
+            // What came between wins; what could not be recorded is tried again with the next second.
+            if let Err(refusal) = entered {
+                warn!(route, %refusal, "A step of a plan has not begun");
+            }
+        });
+    }
+
+    /// Plans go on only where somebody watches.
+    pub(super) fn pause_unguarded(&self, now: &mut Now, at: OffsetDateTime) {
+        let unguarded: Vec<String> =
+            now.config.routes.iter().filter(|route| route.guard.is_none()).map(|route| route.name.clone()).collect();
+        for route in unguarded {
+            let Some(entry) = now.routes.get_mut(&route) else { continue };
+            let Some(mut run) = entry.live.plan.clone().filter(|run| run.state == State::Running) else { continue };
+            let change = Change {
+                action: "plan-pause",
+                route,
+                actor: Actor::internal("configuration"),
+                reason: "the guard of the route is off".to_owned(),
+            };
+            run.pause(false, stamp(at, &change.actor, &change.reason));
+            let paused = Recorded { revision: entry.reserve_revision(), plan: Some(run), ..entry.live.clone() };
+            self.go_live(now, &change, paused, at);
+        }
+    }
+
+    async fn steer(&self, change: &Change, wanted: &PlanChange, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+        // To stop must not wait for a turn that a raise may hold as long as the disk takes.
+        let stops = matches!(wanted, PlanChange::Pause | PlanChange::Abort);
+        let turn = if stops { None } else { Some(self.turn.lock().await) };
+        let (before, after) = {
+            let mut guard = self.now.lock();
+            let now = &mut *guard;
+            let at = OffsetDateTime::now_utc();
+            let entry = now.matching(&change.route, if_match)?;
+            let Some(run) = steered(&entry.live, change, wanted, at)? else {
+                return now.view(&change.route).ok_or_else(|| now.unknown(&change.route));
+            };
+            let before = entry.live.clone();
+            let after = Recorded { revision: entry.reserve_revision(), plan: Some(run), ..before.clone() };
+            if stops {
+                self.go_live(now, change, after.clone(), at);
+            }
+            (before, after)
+        };
+        match turn {
+            Some(turn) => self.loosen(&turn, change, &before, after).await,
+            None => {
+                let view = self.state(&change.route)?;
+                self.settle(view).await
+            }
+        }
+    }
+}
+
+/// The plan that `wanted` makes of what there is. `None`: it is so already.
+fn steered(live: &Recorded, change: &Change, wanted: &PlanChange, at: OffsetDateTime) -> Result<Option<Run>, Refusal> {
+    let refused = |problem: &str, cure: &str| {
+        let route = change.route.clone();
+        Err(Refusal::Plan { route, problem: problem.to_owned(), cure: cure.to_owned() })
+    };
+    let stamp = stamp(at, &change.actor, &change.reason);
+    let known = live.plan.clone().filter(Run::is_live);
+    if let PlanChange::Start(plan) = wanted {
+        if let Some(latch) = &live.latch {
+            return Err(Refusal::Latched { route: change.route.clone(), reason: latch.reason.clone() });
+        }
+        if known.is_some() {
+            return refused("has a plan that is not over", "abort it before starting another one");
+        }
+        return match Run::start((**plan).clone(), live.split, stamp) {
+            Ok(run) => Ok(Some(run)),
+            Err(last) => refused(
+                &format!("green has {} already, and the plan ends with {last}", live.split),
+                "lower green first, or start a plan that goes further",
+            ),
+        };
+    }
+    let Some(mut run) = known else { return refused("has no plan that goes on", "start one first") };
+    match wanted {
+        PlanChange::Start(_) => {}
+        PlanChange::Pause if run.state == State::Paused => return Ok(None),
+        PlanChange::Pause => run.pause(false, stamp),
+        PlanChange::Resume if run.state == State::Running => return Ok(None),
+        PlanChange::Resume => run.resume(live.split, stamp),
+        PlanChange::Approve(name) => {
+            let asked = run.current().filter(|_| !run.entered).and_then(|step| step.gates.approval.as_ref());
+            match asked {
+                Some(asked) if asked == name && run.approved.is_some() => return Ok(None),
+                Some(asked) if asked == name => run.approve(stamp),
+                Some(asked) => {
+                    let (problem, cure) = (
+                        format!("step {} asks for the approval {asked:?}, not {name:?}", run.step + 1),
+                        format!("approve {asked:?}"),
+                    );
+                    return refused(&problem, &cure);
+                }
+                None => return refused("its plan asks for no approval now", "see its status for what it waits for"),
+            }
+        }
+        PlanChange::Skip => run.skip(stamp),
+        PlanChange::Abort => run.end(State::Aborted, stamp),
+    }
+    Ok(Some(run))
+}
+
+/// What a change has made of a plan, if anything.
+pub(super) fn happened(change: &Change, before: &Recorded, after: &Recorded) -> Option<Happened> {
+    let run = after.plan.as_ref()?;
+    let was = before.plan.as_ref();
+    let news_is = match (was, run.state) {
+        (Some(was), _) if was == run => return None,
+        (was, State::Running) if was.is_none_or(|was| !was.is_live()) => PlanNews::Started,
+        (_, State::Paused) => PlanNews::Paused,
+        (_, State::Aborted) => PlanNews::Aborted,
+        (_, State::RolledBack) => PlanNews::RolledBack,
+        (_, State::Done) => PlanNews::Done,
+        (Some(was), State::Running) if run.waived && !was.waived && change.action == "plan-skip" => PlanNews::Skipped,
+        (Some(was), State::Running) if was.state == State::Paused => PlanNews::Resumed,
+        (Some(was), State::Running) if run.approved.is_some() && was.approved.is_none() => PlanNews::Approved,
+        (_, State::Running) if run.entered => PlanNews::Entered,
+        (_, State::Running) => PlanNews::StepDone,
+    };
+    let reason = if run.state == State::Running { &change.reason } else { &run.changed.reason };
+    Some(news(&change.route, run, news_is, after.split, &change.actor.name, reason))
+}
+
+fn news(route: &str, run: &Run, change: PlanNews, green: Split, actor: &str, reason: &str) -> Happened {
+    Happened::Plan {
+        route: route.to_owned(),
+        change,
+        state: run.state,
+        step: run.step + 1,
+        steps: run.plan.steps.len(),
+        green_percentage: green,
+        actor: actor.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn begins(run: &Run) -> String {
+    let green = run.current().map_or(Split::NONE, |step| step.green);
+    format!("step {} of {}, {green}, begins", run.step + 1, run.plan.steps.len())
+}
+
+fn done(run: &Run) -> String {
+    let steps = run.plan.steps.len();
+    match run.current() {
+        None => format!("blue was a hot standby for {} s", run.observed_seconds),
+        Some(_) if run.waived => format!("step {} of {steps} was skipped", run.step + 1),
+        Some(step) => format!(
+            "step {} of {steps}, {}, is done: {} s healthy, {} outcomes of green",
+            run.step + 1,
+            step.green,
+            run.healthy_seconds,
+            run.outcomes
+        ),
+    }
+}

@@ -1,0 +1,89 @@
+//! Ticks the plans of routes that run one, with what the guard has said and what their gates say.
+
+use std::sync::Arc;
+
+use super::{
+    Gates, Inputs, Run, State,
+    webhook::{Question, Webhooks},
+};
+use crate::{Control, Judgement, Second, SignalReading, Verdict, Watched};
+
+/// See the module.
+pub struct Planner {
+    control: Arc<Control>,
+    webhooks: Webhooks,
+}
+
+/// What is known of the gates of a step.
+#[derive(Default)]
+struct Known {
+    after: Option<String>,
+    signal: Option<String>,
+    webhook: Option<String>,
+}
+
+impl Planner {
+    pub fn new(control: Arc<Control>) -> Self {
+        Self { control, webhooks: Webhooks::default() }
+    }
+
+    /// One second of a route that was judged. `second`: what was judged; with green at 0 that is the copies. `signals`: all
+    /// of the route's.
+    pub fn tick(&self, watched: &Watched, second: &Second, judgement: &Arc<Judgement>, signals: &[SignalReading]) {
+        let route = &watched.route;
+        let Some(run) = self.control.plan(route).filter(|run| run.state == State::Running) else {
+            return self.webhooks.forget(route);
+        };
+        let known = match run.gates() {
+            Some(wanted) => self.ask(watched, &run, wanted, signals),
+            None => Known::default(),
+        };
+        let measured = |name: &str| {
+            let rule = judgement.rules.iter().find(|rule| rule.rule == name);
+            rule.and_then(|rule| rule.observed_since_raise)
+        };
+        let inputs = Inputs {
+            verdict: judgement.verdict,
+            reason: &judgement.reason,
+            pause: judgement.pause.as_deref(),
+            outcomes: second.green.judged(),
+            minimum: watched.policy.min_requests,
+            throughput: measured("throughput"),
+            p95_ratio: measured("p95_ratio"),
+            match_rate: measured("match_rate"),
+            gates: Gates {
+                after: known.after.as_deref(),
+                signal: known.signal.as_deref(),
+                webhook: known.webhook.as_deref(),
+            },
+        };
+        self.control.tick_plan(watched, &inputs, judgement);
+    }
+
+    fn ask(&self, watched: &Watched, run: &Run, wanted: &config::Gates, signals: &[SignalReading]) -> Known {
+        let done = |route: &String| self.control.plan(route).is_some_and(|run| run.state == State::Done);
+        let after = wanted.after.iter().find(|route| !done(route)).cloned();
+        let signal = wanted.signal.as_ref().and_then(|name| match signals.iter().find(|signal| signal.name == *name) {
+            Some(signal) if signal.verdict == Verdict::Pass => None,
+            Some(signal) => Some(format!("{name}: {}", signal.reason)),
+            None => Some(format!("{name}: there is no such signal any more")),
+        });
+        let approved = wanted.approval.is_none() || run.approved.is_some();
+        let webhook = wanted.webhook.as_ref().and_then(|url| {
+            // The last one to be asked, so that what it said is not long ago.
+            if after.is_some() || signal.is_some() || !approved {
+                return Some("is not asked yet".to_owned());
+            }
+            let step = run.current()?;
+            let question = Question {
+                route: watched.route.clone(),
+                step: run.step + 1,
+                steps: run.plan.steps.len(),
+                green_percentage: step.green,
+                started_at: run.started.at.clone(),
+            };
+            self.webhooks.ask(url, question)
+        });
+        Known { after, signal, webhook }
+    }
+}

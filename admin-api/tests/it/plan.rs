@@ -1,0 +1,347 @@
+//! Plans and the order of disk and live.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use admin_api::{
+    Control, Guardian, Happened, PlanChange, PlanNews, Refusal, StateStore,
+    plan::{Run, State},
+};
+use config::{Config, Gates, Otherwise, Plan, Require, Route, Step};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::{
+    control::ann,
+    support::{FakePlane, FakeStore, config, eventually, route, split},
+};
+
+fn step(green: f64, bake: u64) -> Step {
+    Step {
+        green: split(green),
+        bake: Duration::from_secs(bake),
+        gates: Gates::default(),
+        require: Require::default(),
+        otherwise: Otherwise::Pause,
+    }
+}
+
+fn plan(steps: Vec<Step>) -> Plan {
+    Plan { steps, max_hold: Duration::from_secs(100), observe: Duration::ZERO, expected_rps: None }
+}
+
+fn start(plan: Plan) -> PlanChange {
+    PlanChange::Start(Box::new(plan))
+}
+
+/// A control plane whose seconds pass when a test says so.
+struct Site {
+    control: Arc<Control>,
+    plane: Arc<FakePlane>,
+    store: Arc<FakeStore>,
+    guardian: Guardian,
+}
+
+impl Site {
+    async fn open(config: Arc<Config>, store: Arc<FakeStore>) -> Self {
+        let plane = Arc::new(FakePlane::default());
+        let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
+        Self { guardian: Guardian::new(control.clone()), control, plane, store }
+    }
+
+    /// With the shop, and its plan started.
+    async fn with(plan: Plan) -> Self {
+        let site = Self::open(config(vec![route("shop", "python", "go", 0.0)]), Arc::default()).await;
+        site.change(start(plan)).await.unwrap();
+        site
+    }
+
+    async fn change(&self, change: PlanChange) -> Result<admin_api::RouteView, Refusal> {
+        self.control.change_plan("shop", change, "test", &ann(), None).await
+    }
+
+    /// One second in which both arms are well.
+    fn second(&self) {
+        self.plane.second("shop", (50, 0), (50, 0));
+        self.guardian.tick();
+    }
+
+    /// Seconds pass until the plan is as it should be.
+    async fn pass_until(&self, what: &str, condition: impl Fn(&Run) -> bool) {
+        eventually(what, || {
+            self.second();
+            condition(&self.run())
+        })
+        .await;
+    }
+
+    fn run(&self) -> Run {
+        self.control.plan("shop").unwrap()
+    }
+
+    fn entered(&self, step: usize) -> impl Fn(&Run) -> bool {
+        move |run| run.step == step && run.entered
+    }
+
+    fn live(&self) -> f64 {
+        self.plane.live("shop").split.percent()
+    }
+}
+
+#[tokio::test]
+async fn a_step_is_on_disk_before_it_is_live_and_stopping_waits_for_nothing() {
+    let site = Site::with(plan(vec![step(10.0, 3), step(50.0, 3)])).await;
+    site.pass_until("the first step", site.entered(0)).await;
+    assert_eq!((site.live(), site.store.recorded("shop").split), (10.0, split(10.0)));
+    site.pass_until("the second one is to begin", |run| run.step == 1).await;
+
+    site.store.hang();
+    eventually("it waits for the disk", || {
+        site.second();
+        site.store.waiting.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    (0..5).for_each(|_| site.second());
+    assert_eq!(site.live(), 10.0, "not live before it is on disk");
+    let paused = tokio::spawn({
+        let control = site.control.clone();
+        async move { control.change_plan("shop", PlanChange::Pause, "wait", &ann(), None).await }
+    });
+    eventually("it is paused", || site.run().state == State::Paused).await;
+    assert!(!paused.is_finished(), "but not acknowledged before it is on disk");
+    site.store.release();
+    paused.await.unwrap().unwrap();
+    (0..5).for_each(|_| site.second());
+    assert_eq!((site.live(), site.run().entered), (10.0, false), "what came between wins");
+    let recorded = site.store.recorded("shop");
+    assert_eq!((recorded.split, recorded.plan.unwrap().state), (split(10.0), State::Paused));
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_holds_a_plan_and_one_that_works_again_lets_it_go_on() {
+    let site = Site::with(plan(vec![step(10.0, 2), step(50.0, 2)])).await;
+    site.pass_until("the first step", site.entered(0)).await;
+    site.store.fail(true);
+    eventually("it is to begin", || {
+        site.second();
+        site.run().step == 1
+    })
+    .await;
+    for _ in 0..20 {
+        site.second();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(site.live(), 10.0);
+    assert!(matches!(site.change(PlanChange::Skip).await, Err(Refusal::NotRecorded(_))));
+    site.store.fail(false);
+    site.pass_until("the second step", site.entered(1)).await;
+    assert_eq!((site.live(), site.store.recorded("shop").split), (50.0, split(50.0)));
+    site.pass_until("the end", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
+async fn a_trip_ends_the_plan_in_the_same_record() {
+    let site = Site::with(plan(vec![step(10.0, 100)])).await;
+    let mut events = site.control.subscribe();
+    site.pass_until("it bakes", |run| run.healthy_seconds > 3).await;
+    while !site.plane.live("shop").latched {
+        site.plane.second("shop", (50, 0), (0, 50));
+        site.guardian.tick();
+    }
+    let run = site.run();
+    assert_eq!((run.state, run.changed.by.as_str(), site.live()), (State::RolledBack, "guard", 0.0));
+    eventually("it is recorded", || site.store.recorded("shop").latch.is_some()).await;
+    assert_eq!(site.store.recorded("shop").plan.unwrap().state, State::RolledBack);
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    let plans: Vec<_> = told
+        .filter_map(|event| match &event.what {
+            Happened::Plan { change, step, .. } => Some((*change, *step)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(plans, [(PlanNews::Entered, 1), (PlanNews::RolledBack, 1)]);
+
+    assert!(matches!(site.change(start(plan(vec![step(10.0, 1)]))).await, Err(Refusal::Latched { .. })));
+    site.control.reset("shop", "mended", &ann(), None).await.unwrap();
+    assert_eq!(site.run().state, State::RolledBack, "a reset starts nothing by itself");
+    site.change(start(plan(vec![step(10.0, 1)]))).await.unwrap();
+    site.pass_until("another one", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
+async fn a_hand_on_the_split_pauses_the_plan_in_the_same_record() {
+    let site = Site::with(plan(vec![step(10.0, 100)])).await;
+    for percent in [5.0, 30.0] {
+        site.pass_until("the step is entered", site.entered(0)).await;
+        site.control.set_split("shop", split(percent), &ann(), None).await.unwrap();
+        let recorded = site.store.recorded("shop");
+        let run = recorded.plan.unwrap();
+        assert_eq!((recorded.split, run.state), (split(percent), State::Paused));
+        assert_eq!(run.changed.reason, format!("ann set green to {percent} %"));
+        (0..10).for_each(|_| site.second());
+        assert_eq!(site.live(), percent);
+        site.change(PlanChange::Resume).await.unwrap();
+        site.pass_until("its own share is back", |_| site.live() == 10.0).await;
+    }
+    site.pass_until("the step is entered", site.entered(0)).await;
+    // The share it has already is no change, and takes the plan off nothing.
+    site.control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    assert_eq!(site.run().state, State::Running);
+    site.control.rollback("shop", "enough", &ann()).await.unwrap();
+    assert_eq!((site.run().state, site.live()), (State::RolledBack, 0.0));
+}
+
+/// Its bake is recorded every second; that is nobody's business.
+#[tokio::test]
+async fn progress_gets_in_the_way_of_no_change_and_makes_nothing_unrecorded() {
+    let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.pass_until("it bakes", |run| run.healthy_seconds > 2).await;
+    eventually("its progress is on disk", || {
+        site.store.recorded("shop").plan.is_some_and(|run| run.healthy_seconds == site.run().healthy_seconds)
+    })
+    .await;
+    let revision = site.control.state("shop").unwrap().recorded.revision;
+    site.store.hang();
+    let raise = tokio::spawn({
+        let control = site.control.clone();
+        async move { control.set_split("shop", split(40.0), &ann(), None).await }
+    });
+    eventually("the raise waits for the disk", || site.store.waiting.load(Ordering::Relaxed) > 0).await;
+    let before = site.run().healthy_seconds;
+    (0..3).for_each(|_| site.second());
+    assert!(site.run().healthy_seconds > before);
+    assert!(site.control.state("shop").unwrap().persisted);
+    site.store.release();
+    let raised = raise.await.unwrap().unwrap();
+    assert_eq!((raised.recorded.split, raised.recorded.revision), (split(40.0), revision + 1));
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_and_a_guard_that_is_gone_pauses() {
+    let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.pass_until("it bakes", |run| run.healthy_seconds > 5).await;
+    site.control.flush().await.unwrap();
+    let (baked, store) = (site.run().healthy_seconds, site.store.clone());
+    drop(site);
+    let site = Site::open(config(vec![route("shop", "python", "go", 0.0)]), store.clone()).await;
+    let run = site.run();
+    assert_eq!((run.state, run.healthy_seconds, site.live()), (State::Running, baked, 10.0));
+    site.pass_until("it bakes on", |run| run.healthy_seconds > baked + 3).await;
+
+    let unguarded = config(vec![Route { guard: None, ..route("shop", "python", "go", 0.0) }]);
+    site.control.reload(unguarded).await.unwrap();
+    assert_eq!(
+        (site.run().state, site.run().changed.reason.as_str()),
+        (State::Paused, "the guard of the route is off")
+    );
+    eventually("it is recorded", || {
+        store.load().unwrap()["shop"].plan.as_ref().is_some_and(|run| run.state == State::Paused)
+    })
+    .await;
+    assert_eq!(site.live(), 10.0);
+}
+
+#[tokio::test]
+async fn a_frozen_plan_earns_nothing() {
+    let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.pass_until("it bakes", |run| run.healthy_seconds > 2).await;
+    site.control.freeze().await.unwrap();
+    let before = site.run();
+    (0..10).for_each(|_| site.second());
+    assert_eq!(site.run(), before);
+    assert_eq!(site.store.recorded("shop").plan.unwrap(), before, "the other process gets all of it");
+    assert!(matches!(site.change(PlanChange::Abort).await, Err(Refusal::Frozen)));
+    site.control.thaw().await.unwrap();
+    site.pass_until("it bakes on", |run| run.healthy_seconds > before.healthy_seconds).await;
+}
+
+#[tokio::test]
+async fn an_approval_is_asked_for_once_and_opens_its_gate() {
+    let mut gated = step(50.0, 1);
+    gated.gates.approval = Some("go-live".to_owned());
+    let site = Site::with(plan(vec![step(10.0, 1), gated])).await;
+    let mut events = site.control.subscribe();
+    site.pass_until("it is to begin", |run| run.step == 1).await;
+    (0..50).for_each(|_| site.second());
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    let wanted = told.filter(|event| {
+        matches!(&event.what, Happened::Plan { change: PlanNews::ApprovalWanted, step: 2, reason, .. }
+            if reason == "step 2 of 2 waits for the approval \"go-live\"")
+    });
+    assert_eq!((wanted.count(), site.live()), (1, 10.0));
+    site.change(PlanChange::Approve("go-live".to_owned())).await.unwrap();
+    assert_eq!(site.store.recorded("shop").plan.unwrap().approved.unwrap().by, "ann");
+    site.change(PlanChange::Approve("go-live".to_owned())).await.unwrap();
+    site.pass_until("the end", |run| run.state == State::Done).await;
+    assert_eq!(site.live(), 50.0);
+}
+
+#[tokio::test]
+async fn waves_begin_when_those_before_are_done() {
+    let mut gated = step(10.0, 1);
+    gated.gates.after = vec!["users".to_owned()];
+    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
+    let site = Site::open(config(routes), Arc::default()).await;
+    site.change(start(plan(vec![gated]))).await.unwrap();
+    (0..10).for_each(|_| site.second());
+    assert_eq!(
+        site.control.state("shop").unwrap().wait.unwrap().to_string(),
+        "the plan of route users, which is not done"
+    );
+    let users = start(plan(vec![step(100.0, 1)]));
+    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
+    eventually("users are done", || {
+        site.plane.second("users", (50, 0), (50, 0));
+        site.second();
+        site.control.plan("users").unwrap().state == State::Done
+    })
+    .await;
+    site.pass_until("the shop follows", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
+async fn a_webhook_is_asked_until_it_says_yes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/may-go-on", listener.local_addr().unwrap());
+    let (asked, says_no) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(1)));
+    let bodies = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    tokio::spawn({
+        let (asked, says_no, bodies) = (asked.clone(), says_no.clone(), bodies.clone());
+        async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"}") {
+                    let mut bytes = [0; 1024];
+                    match client.read(&mut bytes).await {
+                        Ok(0) | Err(_) => break,
+                        Ok(read) => request.extend_from_slice(&bytes[..read]),
+                    }
+                }
+                bodies.lock().push(String::from_utf8(request).unwrap());
+                let no = asked.fetch_add(1, Ordering::Relaxed) < says_no.load(Ordering::Relaxed);
+                let status = if no { "503 Service Unavailable" } else { "204 No Content" };
+                let _ = client.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await;
+            }
+        }
+    });
+    let written = serde_json::json!({ "step": [{ "green": 10, "bake": "1s", "webhook": url }] });
+    let shop = route("shop", "python", "go", 0.0);
+    let site = Site::with(Plan::lift(&written, &shop, std::slice::from_ref(&shop)).unwrap()).await;
+    eventually("it says no", || {
+        site.second();
+        site.control.state("shop").unwrap().wait.is_some_and(|wait| wait.to_string().contains("answered 503"))
+    })
+    .await;
+    assert_eq!(site.live(), 0.0);
+    site.pass_until("it says yes", |run| run.state == State::Done).await;
+    let body = bodies.lock()[1].clone();
+    assert!(body.starts_with("POST /may-go-on HTTP/1.1\r\n"), "{body}");
+    assert!(body.contains(r#"{"route":"shop","step":1,"steps":1,"green_percentage":10,"started_at":""#), "{body}");
+}

@@ -1,0 +1,173 @@
+//! `crossfade plan`: how far plans are, and steering them.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use http::Method;
+use serde_json::{Value, json};
+
+use super::{Admin, client::Client};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Plan {
+    /// Show how far plans are, and what they wait for
+    Status {
+        /// Only this route
+        route: Option<String>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Start a route's plan, with the first step that is not below green's share
+    Start {
+        route: String,
+        /// A plan as JSON, in place of the configured one
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Pause a route's plan; green keeps its share
+    Pause {
+        route: String,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Resume a route's plan, with what it had collected
+    Resume {
+        route: String,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Approve of the step that a route's plan is to begin
+    Approve {
+        route: String,
+        /// The name that the step asks for: see `crossfade plan status`
+        approval: String,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Say that what a route's plan waits for now does not matter; the guard goes on guarding
+    Skip {
+        route: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// End a route's plan; green keeps its share
+    Abort {
+        route: String,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Why {
+    /// Why, for the record
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Plan {
+    pub(super) fn run(self) -> Result<()> {
+        match self {
+            Self::Status { route, admin } => status(&Client::new(&admin)?, route.as_deref()),
+            Self::Start { route, file, why, admin } => {
+                let mut body = why.body(&route);
+                if let Some(path) = file {
+                    let text = std::fs::read_to_string(&path);
+                    let text = text.with_context(|| format!("cannot read the plan {}", path.display()))?;
+                    let plan: Value =
+                        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+                    body["plan"] = plan;
+                }
+                steer(&admin, "start", body)
+            }
+            Self::Pause { route, why, admin } => steer(&admin, "pause", why.body(&route)),
+            Self::Resume { route, why, admin } => steer(&admin, "resume", why.body(&route)),
+            Self::Approve { route, approval, why, admin } => {
+                let mut body = why.body(&route);
+                body["approval"] = approval.into();
+                steer(&admin, "approve", body)
+            }
+            Self::Skip { route, reason, admin } => steer(&admin, "skip", json!({ "route": route, "reason": reason })),
+            Self::Abort { route, why, admin } => steer(&admin, "abort", why.body(&route)),
+        }
+    }
+}
+
+impl Why {
+    fn body(self, route: &str) -> Value {
+        match self.reason {
+            Some(reason) => json!({ "route": route, "reason": reason }),
+            None => json!({ "route": route }),
+        }
+    }
+}
+
+fn status(client: &Client, route: Option<&str>) -> Result<()> {
+    let mut plans = client.call(Method::GET, "/plan", None)?;
+    if let (Some(route), Some(all)) = (route, plans["plans"].as_array_mut()) {
+        all.retain(|plan| plan["route"] == route);
+        if all.is_empty() {
+            anyhow::bail!("no route {route}; `crossfade status` lists them");
+        }
+    }
+    let lines: Vec<String> = plans["plans"].as_array().into_iter().flatten().map(line).collect();
+    client.print(&plans, &lines.join("\n"));
+    Ok(())
+}
+
+fn steer(admin: &Admin, call: &str, body: Value) -> Result<()> {
+    let client = Client::new(admin)?;
+    let answer = client.call(Method::POST, &format!("/plan/{call}"), Some(body))?;
+    client.print(&answer, &line(&answer));
+    Ok(())
+}
+
+/// `shop: running, step 2 of 5, green 10 % of 25 %, 42 of 600 s healthy; waits for …`.
+fn line(plan: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (route, run) = (text(&plan["route"]), &plan["run"]);
+    if run.is_null() {
+        let what = if plan["configured"] == true { "not started" } else { "no plan" };
+        return format!("{route}: {what}, green {} %", plan["green_percentage"]);
+    }
+    let steps = run["steps"].as_array().map_or(0, Vec::len);
+    let state = text(&run["state"]).replace('_', " ");
+    let current = run["step"].as_u64().and_then(|step| run["steps"].get(usize::try_from(step).ok()?.checked_sub(1)?));
+    let mut line = match current {
+        Some(step) if run["entered"] == true => format!(
+            "{route}: {state}, step {} of {steps}, green {} %, {} of {} s healthy",
+            run["step"], plan["green_percentage"], run["healthy_seconds"], step["bake_seconds"]
+        ),
+        Some(step) => format!(
+            "{route}: {state}, step {} of {steps} ({} %) is to begin, green {} %",
+            run["step"], step["green_percentage"], plan["green_percentage"]
+        ),
+        None => format!(
+            "{route}: {state}, all {steps} steps are done, green {} %, blue stood by for {} of {} s",
+            plan["green_percentage"], run["observed_seconds"], run["observe_seconds"]
+        ),
+    };
+    if let Some(wait) = run["waits_for"].as_str() {
+        line += &format!("; waits for {wait}");
+    }
+    if !["running", "done"].contains(&text(&run["state"]).as_str()) {
+        line += &format!("; by {}: {}", text(&run["changed"]["by"]), text(&run["changed"]["reason"]));
+    }
+    line
+}

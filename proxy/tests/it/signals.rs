@@ -1,0 +1,115 @@
+//! What is heard from outside trips a route and survives `kill -9`, and webhooks are told.
+
+use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+
+use http::StatusCode;
+use loadtest::origin::TcpOrigin;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    harness::{Crossfade, configuration, eventually, free_address, program},
+    routes::Route,
+    site::{RawOrigin, any_port, read_head},
+};
+
+/// Answers every request with this page, and keeps what was posted.
+async fn web(page: Arc<Mutex<String>>) -> (RawOrigin, Arc<Mutex<Vec<Value>>>) {
+    let posted: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let kept = Arc::clone(&posted);
+    let origin = RawOrigin::start(move |mut stream, _| {
+        let (page, kept) = (page.lock().clone(), Arc::clone(&kept));
+        async move {
+            let mut request = String::from_utf8(read_head(&mut stream).await).unwrap();
+            let (head, body) = request.split_once("\r\n\r\n").unwrap_or_default();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let missing = length.map_or(0, |length| length.parse::<usize>().unwrap() - body.len());
+            let mut rest = vec![0; missing];
+            stream.read_exact(&mut rest).await.unwrap();
+            request.push_str(std::str::from_utf8(&rest).unwrap());
+            kept.lock().extend(request.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()));
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    (origin, posted)
+}
+
+#[tokio::test]
+async fn a_scraped_signal_takes_green_off_and_a_webhook_is_told() {
+    let blue = TcpOrigin::start("python", any_port()).await.unwrap();
+    let green = TcpOrigin::start("go", any_port()).await.unwrap();
+    let page = Arc::new(Mutex::new("consumer_lag{group=\"go\"} 12\n".to_owned()));
+    let (web, posted) = web(Arc::clone(&page)).await;
+    let signal = format!(
+        "[[route.signal]]\nname = \"lag\"\nlimit = \"> 1000 for 2s\"\n[route.signal.scrape]\n\
+         url = \"http://{}/metrics\"\nmetric = \"consumer_lag\"\nlabels = {{ group = \"go\" }}\nevery = \"1s\"",
+        web.address
+    );
+    let route = Route::tcp(blue.address(), green.address()).table(signal).green_percentage(50.0);
+    let alert = format!("[[alert]]\nurl = \"http://{}/hook\"\nseverity = \"critical\"", web.address);
+    let crossfade = Crossfade::start_with(&alert, &route.to_string()).await;
+    eventually("the signal is heard", async || {
+        let (_, seen) = crossfade.admin.get("/signals").await;
+        (seen["signals"][0]["value"] == 12.0).then_some(())
+    })
+    .await;
+    assert_eq!(crossfade.admin.green("bus").await, 50.0);
+    *page.lock() = "consumer_lag{group=\"go\"} 1700\n".to_owned();
+    let told = eventually("the webhook is told", async || posted.lock().first().cloned()).await;
+    assert_eq!(crossfade.admin.green("bus").await, 0.0);
+    assert_eq!(
+        (&told["severity"], &told["route"], &told["event"]["type"]),
+        (&"critical".into(), &"bus".into(), &"trip".into())
+    );
+    let text = told["text"].as_str().unwrap();
+    assert!(text.starts_with("bus: green (go) was taken off at 50 %: lag is 1700, above 1000 for "), "{text}");
+    assert!(text.contains("everybody is served by blue (python)"), "{text}");
+}
+
+#[tokio::test]
+async fn the_last_value_of_a_signal_survives_kill_dash_nine() {
+    let signal = "[[route.signal]]\nname = \"lag\"\nlimit = \"> 1000\"";
+    let route = Route::tcp(free_address(), free_address()).unchecked().table(signal);
+    let mut crossfade = Crossfade::start(&route.to_string()).await;
+    // The last one whose second the process lived to see.
+    for value in [1, 2, 17] {
+        let push = json!({ "route": "bus", "name": "lag", "value": value });
+        assert_eq!(crossfade.admin.post("/signals", &push).await.0, StatusCode::OK);
+    }
+    let recorded = eventually("it is recorded", async || {
+        let text = fs::read(crossfade.state_path()).unwrap();
+        text.windows(3).any(|bytes| bytes == b"lag").then_some(())
+    });
+    recorded.await;
+    crossfade.kill_and_restart().await;
+    let (_, seen) = crossfade.admin.get("/signals?route=bus").await;
+    let lag = &seen["signals"][0];
+    assert_eq!((&lag["value"], &lag["verdict"]), (&17.0.into(), &"pass".into()), "{lag}");
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_a_fault() {
+    let folder = TempDir::new().unwrap();
+    let (file, secret) = (folder.path().join("crossfade.toml"), folder.path().join("hook.secret"));
+    let alert = "[[alert]]\nurl = \"https://hooks.example/T1\"\nsecret_file = \"hook.secret\"";
+    let route = Route::tcp(free_address(), free_address());
+    fs::write(&file, configuration(free_address(), alert, &route.to_string())).unwrap();
+    let check = || {
+        let said = program().args(["check", "--config", file.to_str().unwrap()]).output().unwrap();
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let place = format!("alert[0].secret_file: {}", secret.display());
+    assert!(check().starts_with(&format!("{place} cannot be read: ")), "{}", check());
+    fs::write(&secret, "\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(check(), format!("{place} can be read by others (mode 644); run chmod 600 on it\n"));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let empty = "is empty; write the secret into it, such as from openssl rand -hex 32";
+    assert_eq!(check(), format!("{place} {empty}\n"));
+    fs::write(&secret, "s3cret\n").unwrap();
+    assert!(check().ends_with(": ok, 1 route\n"), "{}", check());
+}
