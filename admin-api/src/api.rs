@@ -6,6 +6,7 @@
 mod access;
 mod body;
 mod events;
+mod history;
 mod metrics;
 mod openapi;
 mod problem;
@@ -33,7 +34,7 @@ use tower_service::Service;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Control, Refusal};
+use crate::{Control, Recorder, Refusal};
 
 /// The admin API over a control plane. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +46,7 @@ pub struct Api {
 struct Shared {
     control: Arc<Control>,
     access: Access,
+    history: Arc<Recorder>,
     started: Instant,
     /// Listeners of `/events`, so that they leave room for people who want to roll back.
     streams: Arc<Semaphore>,
@@ -58,10 +60,11 @@ type State = axum::extract::State<Arc<Shared>>;
 const EVENT_STREAMS: usize = 64;
 
 impl Api {
-    pub fn new(control: Arc<Control>, access: Access) -> Self {
+    pub fn new(control: Arc<Control>, access: Access, history: Arc<Recorder>) -> Self {
         let shared = Arc::new(Shared {
             control,
             access,
+            history,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
             refused: Mutex::new(BTreeMap::new()),
@@ -155,6 +158,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(status::incidents))
         .routes(routes!(status::incident))
         .routes(routes!(status::audit))
+        .routes(routes!(history::history))
         .routes(routes!(events::events))
         .routes(routes!(metrics::metrics));
     openapi::complete(documented.get_openapi_mut());

@@ -11,6 +11,7 @@ mod guardian;
 
 mod control;
 mod event;
+mod history;
 mod percent;
 pub mod plan;
 mod store;
@@ -25,6 +26,7 @@ pub use guard::{
     Verdict,
 };
 pub use guardian::Guardian;
+pub use history::{History, HistoryError, Recorder, Row, Wanted};
 pub use plane::*;
 pub use store::{
     AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, SignalRow,

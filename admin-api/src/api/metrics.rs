@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use http::{Uri, header};
 
 use super::{Problem, State, body::Fields, status::VERSION};
-use crate::{Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, Verdict};
+use crate::{Control, MetricKind, MirrorObservation, Observation, Outcome, Recorder, RouteView, Verdict};
 
 /// Prometheus text
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Exposition format 0.0.4", body = String, content_type = "text/plain")))]
@@ -16,12 +16,14 @@ pub(super) async fn metrics(state: State, uri: Uri) -> Result<Response, Box<Prob
     Fields::query(&uri)?.finish(&[])?;
     let refused = state.refused.lock().clone();
     let tokens_refused = state.access.tokens_problem().is_some();
-    let text = write(&state.control, &refused, tokens_refused, state.started.elapsed().as_secs_f64());
+    let uptime = state.started.elapsed().as_secs_f64();
+    let text = write(&state.control, &state.history, &refused, tokens_refused, uptime);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
 fn write(
     control: &Control,
+    history: &Recorder,
     refused: &BTreeMap<&'static str, u64>,
     tokens_refused: bool,
     uptime_seconds: f64,
@@ -42,6 +44,10 @@ fn write(
     write_mirrors(&mut out, &routes);
     out.family("crossfade_admin_tokens_refused", GAUGE, "1: the tokens file as it is now was not taken over");
     out.sample("crossfade_admin_tokens_refused", &[], u8::from(tokens_refused));
+    out.family("crossfade_history_failing", GAUGE, "1: the last minute of the history could not be written");
+    out.sample("crossfade_history_failing", &[], u8::from(history.problem().is_some()));
+    out.family("crossfade_history_rows_lost_total", COUNTER, "Rows of the history the disk did not take in time");
+    out.sample("crossfade_history_rows_lost_total", &[], history.rows_lost());
     out.text()
 }
 

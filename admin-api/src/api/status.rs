@@ -42,6 +42,8 @@ pub(super) struct Status {
     audit_refusals_skipped: u64,
     /// Why the tokens file as it is now was not taken over; null when it was.
     tokens_problem: Option<String>,
+    /// Why the last minute of the history could not be written; null when it was.
+    history_problem: Option<String>,
     routes: Vec<RouteStatus>,
 }
 
@@ -172,6 +174,7 @@ pub(super) async fn status(state: State, uri: Uri) -> Result<Json<Status>, Box<P
         audit_rows_lost: control.rows_dropped(),
         audit_refusals_skipped: control.refusals_skipped(),
         tokens_problem: state.access.tokens_problem(),
+        history_problem: state.history.problem(),
         routes: control.states().into_iter().filter_map(describe).collect(),
     }))
 }

@@ -8,6 +8,7 @@ mod crash;
 mod documents;
 mod events;
 mod guard;
+mod history;
 mod http;
 mod store;
 mod support;

@@ -11,6 +11,7 @@ mod connections;
 mod differential;
 mod guard;
 mod harness;
+mod history;
 mod http;
 mod http_bad_input;
 mod http_edges;
