@@ -113,7 +113,7 @@ pub(super) async fn history(state: State, uri: Uri) -> Result<Json<Minutes>, Box
     let (route, limit) = (query.text("route"), query.count("limit", MOST));
     let mut moment = |name: &str, default: OffsetDateTime| {
         let Some(text) = query.text(name) else { return default };
-        self::moment(&text, now).unwrap_or_else(|problem| {
+        parse(&text, now).unwrap_or_else(|problem| {
             query.fault(name, problem, "give it a time such as 2026-01-31T10:15:00Z, or so long ago as -2h");
             default
         })
@@ -138,7 +138,7 @@ pub(super) async fn history(state: State, uri: Uri) -> Result<Json<Minutes>, Box
 }
 
 /// `2026-01-31T10:15:00Z`, or `-2h`: so long before `now`.
-fn moment(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, &'static str> {
+fn parse(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, &'static str> {
     let Some(ago) = text.strip_prefix('-') else {
         // The plus of an offset, which a query turns into a space unless it is written as %2B.
         return OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339).map_err(|_| "is not a time");
@@ -197,7 +197,7 @@ mod tests {
             ("2026-02-30T00:00:00Z", None),
             ("yesterday", None),
         ] {
-            let moment = moment(text, now).ok();
+            let moment = parse(text, now).ok();
             assert_eq!(moment.map(OffsetDateTime::unix_timestamp), expected, "{text:?}");
         }
     }

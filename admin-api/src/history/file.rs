@@ -52,7 +52,10 @@ impl History {
             transaction.commit()?;
             // Only where the bound was larger before: otherwise freed pages are used again.
             if pages(connection, "page_count")? > self.most_pages() {
-                connection.execute_batch("PRAGMA incremental_vacuum")?;
+                // It frees one page a step.
+                let mut statement = connection.prepare("PRAGMA incremental_vacuum")?;
+                let mut steps = statement.query([])?;
+                while steps.next()?.is_some() {}
             }
             Ok(())
         })
@@ -65,10 +68,11 @@ impl History {
                 "SELECT {COLUMNS} FROM minute WHERE at >= ?1 AND at < ?2 AND (?3 IS NULL OR route = ?3)
                  ORDER BY at DESC, route DESC, arm DESC"
             ))?;
-            let found = statement.query_map(params![wanted.since, wanted.until, wanted.route], parse)?;
+            let mut found = statement.query(params![wanted.since, wanted.until, wanted.route])?;
             let (mut rows, mut more) = (Vec::<Row>::new(), false);
-            for row in found {
-                let row = row?;
+            while let Some(row) = found.next()? {
+                // What a flipped bit has left unreadable is not worth the rest of the history.
+                let Ok(row) = parse(row) else { continue };
                 if rows.len() >= wanted.limit && rows.last().is_some_and(|newer| newer.at != row.at) {
                     more = true;
                     break;
@@ -182,7 +186,7 @@ fn write(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
 
 fn parse(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     let count = |index: usize| row.get::<_, i64>(index).map(i64::cast_unsigned);
-    let optional = |index: usize| Ok(row.get::<_, Option<i64>>(index)?.map(i64::cast_unsigned));
+    let optional = |index: usize| row.get::<_, Option<i64>>(index).map(|value| value.map(i64::cast_unsigned));
     let mut outcomes = [0; Outcome::ALL.len()];
     for (outcome, index) in outcomes.iter_mut().zip(6..) {
         *outcome = count(index)?;
@@ -292,8 +296,10 @@ fn connect(path: &Path, most_pages: u64) -> Result<Held, Unfit> {
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    // Before the first table, or it is too late for it.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    if fs::metadata(path).is_ok_and(|file| file.len() == 0) {
+        // Before the first table, or it is too late for it.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     verify(&mut connection)?;
     connection.pragma_update(None, "max_page_count", most_pages.cast_signed())?;
     let identity = before

@@ -108,7 +108,7 @@ async fn each_second_is_counted_once_and_in_its_minute() {
     seconds(400);
     recorder.record(moment(TEN_15 + 521)).await;
     let counted: u64 = all(&recorder).await.iter().filter(|row| row.arm == Arm::Green).map(|row| row.seconds).sum();
-    assert_eq!(counted, 520, "the last second is of a minute that is not over");
+    assert_eq!(counted, 480, "the rest is of a minute that is not over");
 }
 
 #[tokio::test]
@@ -223,7 +223,7 @@ fn the_file_never_grows_beyond_its_bound_and_keeps_what_is_newest() {
     drop(history);
     let history = with(4 * max);
     (120..260).for_each(|minute| history.record(&batch(minute), TEN_15).unwrap());
-    assert!(size() > 2 * max, "{}", size());
+    assert!(size() > max * 3 / 2, "{}", size());
     drop(history);
     let history = with(max);
     history.record(&batch(260), TEN_15).unwrap();
@@ -267,7 +267,9 @@ fn a_damaged_file_is_moved_aside() {
         let history = open(&path);
         history.record(&[row(TEN_15, "shop", 1)], TEN_15).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(kept(&history), [row(TEN_15, "shop", 1)], "{what}");
-        assert_eq!(fs::read(&aside).unwrap(), bytes, "{what}: it can be looked at");
+        let kept = fs::read(&aside).unwrap();
+        let first = kept.iter().zip(&bytes).position(|(kept, byte)| kept != byte);
+        assert!(kept == bytes, "{what}: {} of {} bytes, another one at {first:?}", kept.len(), bytes.len());
         assert_eq!(folder.names(), ["h.db", "h.db.damaged"], "{what}");
     }
     // Nothing is not damage: a process that died while it made the file leaves that.
@@ -321,7 +323,7 @@ fn what_is_not_ours_is_left_alone() {
     Connection::open(&path).unwrap().execute_batch("CREATE TABLE customers (name TEXT)").unwrap();
     let before = fs::read(&path).unwrap();
     refused("is a SQLite database, but no history of crossfade");
-    assert_eq!(fs::read(&path).unwrap(), before);
+    assert!(fs::read(&path).unwrap() == before);
     fs::remove_file(&path).unwrap();
     open(&path).record(&[], TEN_15).unwrap();
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
@@ -409,7 +411,7 @@ async fn the_history_is_asked_for_by_route_and_time() {
     assert_eq!((&green["arm"], &green["percentage"], &green["seconds"]), (&"green".into(), &0.into(), &60.into()));
     assert_eq!((&green["ok"], &green["refused"], &green["error_rate"]), (&480.into(), &120.into(), &0.2.into()));
     assert!(green["p95_ms"].as_f64().is_some_and(|ms| (9.9..10.2).contains(&ms)), "{green}");
-    assert!(green["verdict"].is_null() && green["at"].as_str().unwrap().ends_with(":00.000Z"), "{green}");
+    assert!(green["verdict"].is_null() && green["at"].as_str().unwrap().ends_with(":00Z"), "{green}");
 
     // A cut falls between minutes, and `until` is where to go on.
     let (first, length) = (green["at"].as_str().unwrap(), rows["history"].as_array().unwrap().len());
