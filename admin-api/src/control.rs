@@ -23,6 +23,7 @@ use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
     RouteState, SignalRow, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
+    incident::Trip,
     store::{DONE, REFUSED},
 };
 
@@ -289,12 +290,14 @@ impl Control {
     pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<Incident> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
+        let config = now.config.clone();
+        let settings = config.routes.iter().find(|settings| settings.name == route)?;
         let entry = now.routes.get_mut(route).filter(|_| !now.frozen)?;
         if entry.epoch != epoch || entry.live.latch.is_some() || entry.live.split == Split::NONE {
             return None;
         }
         let (at, actor) = (OffsetDateTime::now_utc(), Actor::internal("guard"));
-        let before = entry.live.split;
+        let before = entry.live.clone();
         let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
         let tripped = Recorded {
             split: Split::NONE,
@@ -302,11 +305,21 @@ impl Control {
             latch: Some(latch),
             plan: entry.live.plan.clone(),
         };
-        let incident = Incident::new(route, judgement, before, &tripped, at);
         entry.judgement = Some(judgement.clone());
 
-        let change = Change { action: "trip", route: route.to_owned(), actor, reason: judgement.reason.clone() };
-        self.go_live(now, &change, tripped, at);
+        let change =
+            Change { action: "trip", route: route.to_owned(), actor: actor.clone(), reason: judgement.reason.clone() };
+        self.go_live(now, &change, tripped.clone(), at);
+        // Green is off, and what explains it may take its milliseconds.
+        let incident = Incident::of(&Trip {
+            route: settings,
+            judgement,
+            seconds: &self.plane.seconds(route, None),
+            before: &before,
+            tripped: &tripped,
+            actor: &actor.name,
+            at,
+        });
         match serde_json::to_string(&incident) {
             Ok(json) => {
                 now.rows.incident(IncidentRow { id: incident.id.clone(), route: route.to_owned(), json });
@@ -315,7 +328,7 @@ impl Control {
         }
         now.announcer.announce(at, Happened::Trip { incident: Box::new(incident.clone()) });
         drop(guard);
-        warn!(route, incident = %incident.id, split_before = %before, reason = %incident.reason, "Tripped");
+        warn!(route, incident = %incident.id, split_before = %before.split, reason = %incident.reason, "Tripped");
         self.wake_recorder.notify_one();
         Some(incident)
     }

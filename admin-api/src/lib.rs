@@ -1,8 +1,8 @@
 //! The control plane: HTTP API, guard, state database, incidents.
 //!
 //! Read in this order: the data plane reports what it saw (`plane`), the guard judges it (`guard`, asked once a second by
-//! `guardian`), a split changes in one place (`control`), is remembered (`store`), announced (`event`), and people see
-//! and steer all of it (`api`).
+//! `guardian`), a split changes in one place (`control`), is remembered (`store`), announced (`event`), a trip is explained
+//! (`incident`), minutes are kept (`history`), and people see and steer all of it (`api`).
 
 mod plane;
 
@@ -12,6 +12,7 @@ mod guardian;
 mod control;
 mod event;
 mod history;
+mod incident;
 mod percent;
 pub mod plan;
 mod store;
@@ -20,13 +21,14 @@ mod api;
 
 pub use api::{Access, AccessError, Api, serve};
 pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
-pub use event::{Counts, Event, Happened, Incident};
+pub use event::{Event, Happened};
 pub use guard::{
     ArmEvidence, BaselineReport, Engine, Evidence, Judgement, MirrorSecond, PlaceboReport, SignalReading, Surroundings,
     Verdict,
 };
 pub use guardian::Guardian;
 pub use history::{History, HistoryError, Recorder, Row, Wanted};
+pub use incident::{Counts, Incident};
 pub use plane::*;
 pub use store::{
     AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, SignalRow,

@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod incident;
 
 use std::{
     io::IsTerminal,
@@ -87,6 +88,8 @@ enum Command {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Tell what happened when a route was tripped, as a page to read
+    Incident(incident::Incident),
     /// Let green's share of a route be raised again after a rollback
     Reset {
         route: String,
@@ -149,6 +152,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Status { route, admin } => Client::new(&admin)?.status(route.as_deref()),
         Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
         Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, &reason),
+        Command::Incident(incident) => incident.show(),
         Command::Reset { route, reason, admin } => Client::new(&admin)?.reset(&route, &reason),
     }
 }

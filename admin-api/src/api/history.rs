@@ -124,12 +124,8 @@ pub(super) async fn history(state: State, uri: Uri) -> Result<Json<Minutes>, Box
     }
     query.finish(&["route", "since", "until", "limit"])?;
 
-    let wanted = Wanted {
-        route,
-        since: since.unix_timestamp(),
-        until: until.unix_timestamp(),
-        limit: limit.unwrap_or(LIMIT),
-    };
+    let wanted =
+        Wanted { route, since: since.unix_timestamp(), until: until.unix_timestamp(), limit: limit.unwrap_or(LIMIT) };
     let (rows, more) = state.history.read(wanted.clone()).await.map_err(unreadable)?;
     if let Some(route) = wanted.route.filter(|_| rows.is_empty()) {
         state.control.state(&route)?;

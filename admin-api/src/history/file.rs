@@ -257,9 +257,7 @@ fn open(path: &Path, most_pages: u64) -> Result<Held, HistoryError> {
         connected => connected,
     }
     .map_err(|unfit| match unfit {
-        Unfit::Damaged(problem) | Unfit::NotOurs(problem) => {
-            HistoryError::NotOurs { path: path.to_owned(), problem }
-        }
+        Unfit::Damaged(problem) | Unfit::NotOurs(problem) => HistoryError::NotOurs { path: path.to_owned(), problem },
         Unfit::Unusable(source) => HistoryError::Open { path: path.to_owned(), source },
     })
 }
@@ -338,7 +336,9 @@ fn verify(connection: &mut Connection) -> Result<(), Unfit> {
     let check: String = transaction.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if check != "ok" {
         // The first line only names the database.
-        return Err(Unfit::Damaged(check.lines().filter(|line| !line.starts_with("***")).collect::<Vec<_>>().join(" ")));
+        return Err(Unfit::Damaged(
+            check.lines().filter(|line| !line.starts_with("***")).collect::<Vec<_>>().join(" "),
+        ));
     }
     Ok(())
 }

@@ -156,9 +156,9 @@ impl Recorder {
         work: impl FnOnce(&History) -> Result<T, HistoryError> + Send + 'static,
     ) -> Result<T, HistoryError> {
         let history = Arc::clone(&self.history);
-        tokio::task::spawn_blocking(move || work(&history)).await.unwrap_or_else(|_| {
-            Err(HistoryError::Abandoned { path: self.history.path().to_owned(), operation })
-        })
+        tokio::task::spawn_blocking(move || work(&history))
+            .await
+            .unwrap_or_else(|_| Err(HistoryError::Abandoned { path: self.history.path().to_owned(), operation }))
     }
 
     /// Makes rows of the minutes before `until`.

@@ -1,14 +1,6 @@
 //! What the minutes were like, in a file that nothing depends on.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, thread, time::Duration};
 
 use admin_api::{Control, History, HistoryError, Outcome, Recorder, Row, Verdict, Wanted};
 use config::Arm;
@@ -143,8 +135,15 @@ fn minutes_of_two_processes_are_one() {
     let rows = kept(&one);
     let [sum] = rows.as_slice() else { panic!("{rows:?}") };
     assert_eq!((sum.dispatched, sum.outcomes, sum.due, sum.overdue), (108, [87, 1, 2, 3, 4, 5, 6], 87, 2));
-    assert_eq!((sum.seconds, sum.split, sum.verdict, sum.evidence), (60, Some(split(10.0)), Some(Verdict::Pass), Some(0.25)));
-    assert_eq!((sum.p50_us, sum.p95_us, sum.p99_us), (Some(1_080), Some(2_080), Some(3_080)), "those of the busier one");
+    assert_eq!(
+        (sum.seconds, sum.split, sum.verdict, sum.evidence),
+        (60, Some(split(10.0)), Some(Verdict::Pass), Some(0.25))
+    );
+    assert_eq!(
+        (sum.p50_us, sum.p95_us, sum.p99_us),
+        (Some(1_080), Some(2_080), Some(3_080)),
+        "those of the busier one"
+    );
     // In the other order.
     let more = Row { split: Some(split(0.0)), verdict: Some(Verdict::Breach), ..row(TEN_15, "shop", 1_000) };
     other.record(&[more], TEN_15).unwrap();
@@ -168,9 +167,10 @@ fn processes_that_write_at_the_same_time_lose_nothing() {
         }
     });
     let rows = kept(&open(&path));
-    assert_eq!(rows.iter().map(|row| (row.at, row.dispatched)).collect::<Vec<_>>(), (0..5)
-        .map(|minute| (TEN_15 + minute * MINUTE, 20))
-        .collect::<Vec<_>>());
+    assert_eq!(
+        rows.iter().map(|row| (row.at, row.dispatched)).collect::<Vec<_>>(),
+        (0..5).map(|minute| (TEN_15 + minute * MINUTE, 20)).collect::<Vec<_>>()
+    );
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(folder.names(), ["h.db"]);
 }
@@ -203,7 +203,8 @@ fn the_file_never_grows_beyond_its_bound_and_keeps_what_is_newest() {
     let folder = Folder::new();
     let path = folder.file("h.db");
     let max = 8 * 1024 * 1024;
-    let with = |max: u64| History::new(config::History { keep: Duration::from_secs(1_000_000_000), max, ..settings(&path) });
+    let with =
+        |max: u64| History::new(config::History { keep: Duration::from_secs(1_000_000_000), max, ..settings(&path) });
     let size = || fs::metadata(&path).unwrap().len();
     let batch = |minute: i64| -> Vec<Row> {
         (0..1_000).map(|n| row(TEN_15 + minute * MINUTE, &format!("route-number-{n}"), 100_000)).collect()
@@ -234,7 +235,9 @@ fn the_file_never_grows_beyond_its_bound_and_keeps_what_is_newest() {
 /// A history with some thousand rows, and its bytes.
 fn sound(path: &Path) -> Vec<u8> {
     let history = open(path);
-    history.record(&(0..3_000).map(|minute| row(TEN_15 + minute * MINUTE, "shop", 9)).collect::<Vec<_>>(), TEN_15).unwrap();
+    history
+        .record(&(0..3_000).map(|minute| row(TEN_15 + minute * MINUTE, "shop", 9)).collect::<Vec<_>>(), TEN_15)
+        .unwrap();
     drop(history);
     fs::read(path).unwrap()
 }

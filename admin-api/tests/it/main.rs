@@ -10,5 +10,6 @@ mod events;
 mod guard;
 mod history;
 mod http;
+mod incidents;
 mod store;
 mod support;

@@ -35,7 +35,7 @@ use crate::{
 const PROMISE: Duration = Duration::from_secs(10);
 
 /// Starts `work` at a steady rate until dropped, whatever becomes of earlier ones. Counts what ended well, and not.
-struct Load {
+pub(crate) struct Load {
     good: Arc<AtomicUsize>,
     bad: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -43,7 +43,7 @@ struct Load {
 }
 
 impl Load {
-    fn start<F: Future<Output = bool> + Send + 'static>(
+    pub(crate) fn start<F: Future<Output = bool> + Send + 'static>(
         rate: u32,
         mut work: impl FnMut(u16) -> F + Send + 'static,
     ) -> Self {
@@ -80,7 +80,7 @@ impl Load {
     }
 
     /// Starts nothing more and waits for what is under way. What ended well, and not.
-    async fn stop(self) -> (usize, usize) {
+    pub(crate) async fn stop(self) -> (usize, usize) {
         self.stop.store(true, Ordering::Relaxed);
         soon(self.running).await.unwrap();
         (self.good.load(Ordering::Relaxed), self.bad.load(Ordering::Relaxed))
@@ -88,7 +88,9 @@ impl Load {
 }
 
 /// GET by a new key each time; `true` for status 200.
-fn requests(listen: SocketAddr) -> impl FnMut(u16) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send>> + Send {
+pub(crate) fn requests(
+    listen: SocketAddr,
+) -> impl FnMut(u16) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send>> + Send {
     move |n| {
         Box::pin(async move {
             let mut client = Client::connect(listen).await;

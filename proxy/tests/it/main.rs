@@ -16,6 +16,7 @@ mod http;
 mod http_bad_input;
 mod http_edges;
 mod http_failures;
+mod incident;
 mod mirror;
 mod mosquitto;
 mod mqtt;
