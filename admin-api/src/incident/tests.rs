@@ -134,8 +134,8 @@ fn of_several_rules_in_breach_the_loudest_is_told() {
         incident_of(&route("http"), &judgement(rules.iter().copied().cloned().collect()), &[]).rule
     };
     assert_eq!(told(&[&quiet, &first, &loud]), "p95_ratio");
-    assert_eq!(told(&[&first, &Evidence { evidence: 1.5, ..loud.clone() }]), "error_rate", "the first of equals");
-    assert_eq!(told(&[&Evidence { evidence: f64::NAN, ..first.clone() }]), "error_rate");
+    assert_eq!(told(&[&first, &Evidence { evidence: 1.5, ..loud }]), "error_rate", "the first of equals");
+    assert_eq!(told(&[&Evidence { evidence: f64::NAN, ..first }]), "error_rate");
 }
 
 /// `count` seconds of 20 requests to each arm; from `sick` on green fails half of them.

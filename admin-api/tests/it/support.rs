@@ -308,7 +308,7 @@ impl StateStore for FakeStore {
 /// Randomness that a failed test can be run again with: `IT_SEED=…`.
 pub(crate) fn seeded() -> fastrand::Rng {
     let seed = std::env::var("IT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
-    println!("IT_SEED={seed}");
+    eprintln!("IT_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }
 
