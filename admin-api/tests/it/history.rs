@@ -363,6 +363,35 @@ async fn what_cannot_be_written_waits_and_is_written_later() {
     assert!(path.exists());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_somebody_holds_delays_nobody_else() {
+    let folder = Folder::new();
+    let path = folder.file("h.db");
+    let (plane, control, recorder) = recorded(open(&path)).await;
+    recorder.record(moment(TEN_15)).await;
+    let holder = Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    (0..60).for_each(|_| plane.second("shop", (1, 0), (0, 0)));
+    let recording = async {
+        recorder.record(moment(TEN_15 + MINUTE)).await;
+        std::time::SystemTime::now()
+    };
+    let changing = async {
+        // It has begun to wait.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+        control.rollback("shop", "while it waits", &ann()).await.unwrap();
+        std::time::SystemTime::now()
+    };
+    let (recorded, changed) = tokio::join!(recording, changing);
+    assert!(changed < recorded);
+    let problem = recorder.problem().unwrap();
+    assert!(problem.contains("writing failed; check the disk it is on"), "{problem}");
+    holder.execute_batch("ROLLBACK").unwrap();
+    recorder.record(moment(TEN_15 + MINUTE)).await;
+    assert_eq!((recorder.problem(), all(&recorder).await.len()), (None, 2));
+}
+
 #[test]
 fn pages_of_any_size_hold_every_row_once() {
     let mut random = seeded();

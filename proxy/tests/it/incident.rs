@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 use loadtest::origin::Behaviour;
+use serde_json::json;
 
 use crate::{
     cli::{ask, ask_json},
@@ -32,6 +33,12 @@ async fn a_trip_is_a_page_and_json_on_the_command_line_also_after_kill_dash_nine
     let failed = told["seconds"]["green"]["failed"].as_array().unwrap();
     assert!(failed.iter().map(|count| count.as_u64().unwrap()).sum::<u64>() >= 100, "{told}");
     assert!(told["quantiles"]["green"]["p50"]["at_most_ms"].is_number(), "{told}");
+
+    for error in [&told["first_error"], &told["last_error"]] {
+        assert_eq!((&error["outcome"], &error["status"]), (&json!("refused"), &json!(500)), "{told}");
+        assert_eq!(error["endpoint"], site.green.address().to_string(), "{told}");
+        assert_eq!(error["message"], "answered 500 Internal Server Error", "{told}");
+    }
 
     let page = ask(&crossfade, &["incident", "--last", "shop"]).await;
     assert_eq!((page.code, page.err.as_str()), (Some(0), ""));
