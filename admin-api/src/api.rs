@@ -7,6 +7,7 @@ mod access;
 mod alerts;
 mod body;
 mod events;
+mod history;
 mod metrics;
 mod openapi;
 mod plan;
@@ -36,7 +37,7 @@ use tower_service::Service;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{Alerts, Control, Refusal};
+use crate::{Alerts, Control, Recorder, Refusal};
 
 /// The admin API over a control plane. Cheap to clone.
 #[derive(Clone)]
@@ -49,6 +50,7 @@ struct Shared {
     control: Arc<Control>,
     access: Access,
     alerts: Arc<Alerts>,
+    history: Arc<Recorder>,
     started: Instant,
     /// Listeners of `/events`, so that they leave room for people who want to roll back.
     streams: Arc<Semaphore>,
@@ -62,11 +64,12 @@ type State = axum::extract::State<Arc<Shared>>;
 const EVENT_STREAMS: usize = 64;
 
 impl Api {
-    pub fn new(control: Arc<Control>, access: Access, alerts: Arc<Alerts>) -> Self {
+    pub fn new(control: Arc<Control>, access: Access, alerts: Arc<Alerts>, history: Arc<Recorder>) -> Self {
         let shared = Arc::new(Shared {
             control,
             access,
             alerts,
+            history,
             started: Instant::now(),
             streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
             refused: Mutex::new(BTreeMap::new()),
@@ -176,6 +179,7 @@ fn documented() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(status::audit))
         .routes(routes!(signals::read, signals::push))
         .routes(routes!(alerts::alerts))
+        .routes(routes!(history::history))
         .routes(routes!(events::events))
         .routes(routes!(metrics::metrics));
     openapi::complete(documented.get_openapi_mut());

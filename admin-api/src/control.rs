@@ -26,6 +26,7 @@ use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
     RouteState, Signals, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
+    incident::Trip,
     plan::{Run, Stamp, State, Wait},
     signal::Moment,
     store::{DONE, REFUSED},
@@ -326,6 +327,8 @@ impl Control {
     fn take_off(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>, actor: Actor) -> Option<Incident> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
+        let config = now.config.clone();
+        let settings = config.routes.iter().find(|settings| settings.name == route)?;
         let entry = now.routes.get_mut(route).filter(|_| !now.frozen)?;
         // A plan whose green gets nothing but copies so far ends as well.
         let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
@@ -333,7 +336,7 @@ impl Control {
             return None;
         }
         let at = OffsetDateTime::now_utc();
-        let before = entry.live.split;
+        let before = entry.live.clone();
         let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
         let tripped = Recorded {
             split: Split::NONE,
@@ -341,11 +344,21 @@ impl Control {
             latch: Some(latch),
             plan: rolled_back(&entry.live, stamp(at, &actor, &judgement.reason)),
         };
-        let incident = Incident::new(route, judgement, before, &tripped, at);
         entry.judgement = Some(judgement.clone());
 
-        let change = Change { action: TRIP, route: route.to_owned(), actor, reason: judgement.reason.clone() };
-        self.go_live(now, &change, tripped, at);
+        let change =
+            Change { action: TRIP, route: route.to_owned(), actor: actor.clone(), reason: judgement.reason.clone() };
+        self.go_live(now, &change, tripped.clone(), at);
+        // Green is off, and what explains it may take its milliseconds.
+        let incident = Incident::of(&Trip {
+            route: settings,
+            judgement,
+            seconds: &self.plane.seconds(route, None),
+            before: &before,
+            tripped: &tripped,
+            actor: &actor.name,
+            at,
+        });
         match serde_json::to_string(&incident) {
             Ok(json) => {
                 now.rows.incident(IncidentRow { id: incident.id.clone(), route: route.to_owned(), json });
@@ -354,7 +367,7 @@ impl Control {
         }
         now.announcer.announce(at, Happened::Trip { incident: Box::new(incident.clone()) });
         drop(guard);
-        warn!(route, incident = %incident.id, split_before = %before, reason = %incident.reason, "Tripped");
+        warn!(route, incident = %incident.id, split_before = %before.split, reason = %incident.reason, "Tripped");
         self.wake_recorder.notify_one();
         Some(incident)
     }

@@ -1,4 +1,4 @@
-//! What the control plane tells whoever listens, and the record of a trip.
+//! What the control plane tells whoever listens.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
-use crate::{ArmEvidence, Evidence, Judgement, Recorded, Verdict, percent, plan::State};
+use crate::{Incident, Verdict, percent, plan::State};
 
 /// Something that happened, numbered from 1 in the order it did.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -126,72 +126,6 @@ pub enum PlanNews {
     Aborted,
     RolledBack,
     Done,
-}
-
-/// One trip, with everything it rested on.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct Incident {
-    #[schema(example = "20260131T101502Z-shop-7")]
-    pub id: String,
-    pub route: String,
-    /// RFC 3339.
-    pub at: String,
-    pub verdict: Verdict,
-    /// A sentence.
-    pub reason: String,
-    pub rules: Vec<Evidence>,
-    pub window_seconds: u64,
-    pub counts: Counts,
-    pub blue_p95_ms: Option<f64>,
-    pub green_p95_ms: Option<f64>,
-    /// Green's share before the trip, in per cent; afterwards it is 0.
-    #[serde(serialize_with = "percent::serialize")]
-    #[schema(value_type = f64)]
-    pub split_before: Split,
-    /// That of the state the trip made.
-    pub revision: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct Counts {
-    pub blue: ArmEvidence,
-    pub green: ArmEvidence,
-}
-
-impl Incident {
-    /// `tripped`: the state the trip made.
-    pub(crate) fn new(
-        route: &str,
-        judgement: &Judgement,
-        before: Split,
-        tripped: &Recorded,
-        at: OffsetDateTime,
-    ) -> Self {
-        let (date, time) = (at.date(), at.time());
-        Self {
-            id: format!(
-                "{:04}{:02}{:02}T{:02}{:02}{:02}Z-{route}-{}",
-                date.year(),
-                u8::from(date.month()),
-                date.day(),
-                time.hour(),
-                time.minute(),
-                time.second(),
-                tripped.revision
-            ),
-            route: route.to_owned(),
-            at: rfc3339(at),
-            verdict: judgement.verdict,
-            reason: judgement.reason.clone(),
-            rules: judgement.rules.clone(),
-            window_seconds: judgement.window_seconds,
-            counts: Counts { blue: judgement.blue.clone(), green: judgement.green.clone() },
-            blue_p95_ms: judgement.blue.p95_ms,
-            green_p95_ms: judgement.green.p95_ms,
-            split_before: before,
-            revision: tripped.revision,
-        }
-    }
 }
 
 /// UTC to the millisecond.

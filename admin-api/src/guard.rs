@@ -16,6 +16,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use baseline::Baseline;
 pub use baseline::BaselineReport;
+pub(crate) use bound::{TAIL_NATS, around};
 use config::SharedCause;
 use cusum::Events;
 use rule::{Finding, Rule, Seen};

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: the data plane reports what it saw (`plane`), the guard judges it (`guard`, asked once a second by
 //! `guardian`) with what is heard from outside (`signal`), a split changes in one place (`control`), is remembered
-//! (`store`), announced (`event`), told to whoever asked to be (`alert`), and people see and steer all of it (`api`).
+//! (`store`), announced (`event`), told to whoever asked to be (`alert`), a trip is explained (`incident`), minutes are kept
+//! (`history`), and people see and steer all of it (`api`).
 
 mod plane;
 
@@ -13,6 +14,8 @@ mod signal;
 mod alert;
 mod control;
 mod event;
+mod history;
+mod incident;
 mod outbound;
 mod percent;
 pub mod plan;
@@ -23,12 +26,14 @@ mod api;
 pub use alert::{AlertView, Alerts, Delivery, WebhookView};
 pub use api::{Access, AccessError, Api, serve};
 pub use control::{Actor, Control, ControlError, PlanChange, Refusal, RouteView, Watched};
-pub use event::{Counts, Event, Happened, Incident, PlanNews};
+pub use event::{Event, Happened, PlanNews};
 pub use guard::{
     ArmEvidence, BaselineReport, Engine, Evidence, Judgement, MirrorSecond, PlaceboReport, SignalReading, Surroundings,
     Verdict,
 };
 pub use guardian::Guardian;
+pub use history::{History, HistoryError, Recorder, Row, Wanted};
+pub use incident::{Counts, Incident};
 pub use plane::*;
 pub use signal::{Moment, Scraper, SignalRefusal, SignalView, Signals};
 pub use store::{

@@ -61,6 +61,7 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// SQLite file; created if missing. A relative path is relative to the configuration file.
     pub state: PathBuf,
+    pub history: History,
     /// A file with one `TOKEN ROLE [NAME]` a line. Needed for every address that is not loopback.
     pub tokens: Option<PathBuf>,
     /// Needed for every address that is not loopback.
@@ -68,4 +69,15 @@ pub struct Admin {
     /// Further values of `Host` that are answered, besides the loopback names and `listen` itself. Lower
     /// case, without port.
     pub hosts: Vec<String>,
+}
+
+/// Counts and latencies of each minute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// SQLite file of its own; created if missing. By default it stands beside the state file: `crossfade.history.db`.
+    pub path: PathBuf,
+    /// How long a minute is kept. Default 30 days.
+    pub keep: Duration,
+    /// Bytes of the file; the oldest minutes go first. Default 64 MiB.
+    pub max: u64,
 }

@@ -19,7 +19,7 @@ use std::{
 use toml::de::DeTable;
 
 use crate::{
-    Admin, Config, Fault, Faults, Server, TlsFiles, address,
+    Admin, Config, Fault, Faults, History, Server, TlsFiles, address,
     fault::Flaw,
     reader::{Document, Table, Value},
 };
@@ -160,6 +160,7 @@ fn admin_defaults(base: &Path) -> Admin {
     Admin {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9900)),
         state: base.join("crossfade.db"),
+        history: history_defaults(&base.join("crossfade.db")),
         tokens: None,
         tls: None,
         hosts: Vec::new(),
@@ -174,6 +175,7 @@ fn admin(table: &mut Table<'_>, base: &Path) -> Option<Admin> {
         None => Some(default.listen),
     };
     let state = table.take("state").and_then(|value| path(&value, base)).unwrap_or(default.state);
+    let history = history(table, base, &state);
     let tokens = table.take("tokens").and_then(|value| path(&value, base));
     let tls = tls_files(table, base);
     let hosts = table.take("hosts").and_then(|value| hosts(&value)).unwrap_or_default();
@@ -191,8 +193,33 @@ fn admin(table: &mut Table<'_>, base: &Path) -> Option<Admin> {
             );
         }
     }
-    Some(Admin { listen, state, tokens, tls, hosts })
+    Some(Admin { listen, state, history, tokens, tls, hosts })
 }
+
+fn history_defaults(state: &Path) -> History {
+    History { path: state.with_extension("history.db"), keep: Duration::from_secs(30 * 24 * 3600), max: 64 * MIB }
+}
+
+/// `state`: where the state file is.
+fn history(table: &mut Table<'_>, base: &Path, state: &Path) -> History {
+    let default = history_defaults(state);
+    let path = match table.take("history") {
+        Some(value) => {
+            let path = path(&value, base);
+            if path.as_deref() == Some(state) {
+                value.fault("is the state file", "write the path of another file, such as \"crossfade.history.db\"");
+            }
+            path.unwrap_or(default.path)
+        }
+        None => default.path,
+    };
+    let keep = table.take("history_keep").and_then(|value| value.age()).unwrap_or(default.keep);
+    // Less would have no room for a minute of a thousand routes.
+    let max = table.take("history_max").and_then(|value| value.size(8 * MIB..=16 * 1024 * MIB));
+    History { path, keep, max: max.unwrap_or(default.max) }
+}
+
+const MIB: u64 = 1024 * 1024;
 
 fn hosts(value: &Value<'_>) -> Option<Vec<String>> {
     // Every one is looked at before the first faulty one makes the list useless.

@@ -268,6 +268,14 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// How long something is kept, at least an hour.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        match self.node {
+            DeValue::String(text) => self.accept(parse_age(text)),
+            _ => self.mismatch("an age", AGE_CURE),
+        }
+    }
+
     /// Bytes.
     pub(crate) fn size<T: TryFrom<u64>>(&self, range: RangeInclusive<u64>) -> Option<T> {
         match self.node {
@@ -429,6 +437,26 @@ pub(crate) fn parse_duration(text: &str, longest: Duration) -> Result<Duration, 
             let longest = if hours > 24 { format!("{} days", hours / 24) } else { "a day".to_owned() };
             Err(Flaw::new(format!("{} is longer than {longest}", quoted(text)), format!("write at most \"{hours}h\"")))
         }
+    }
+}
+
+const AGE_CURE: &str = "write a whole number of hours or days, at least an hour: \"12h\" or \"30d\"";
+
+/// Ten years: more digits are a mistake.
+const OLDEST: u64 = 3650 * 24;
+
+fn parse_age(text: &str) -> Result<Duration, Flaw> {
+    let (digits, unit) = number_and_unit(text);
+    let hours = match unit {
+        "h" => 1,
+        "d" => 24,
+        _ => return Err(Flaw::new(format!("{} is not an age", quoted(text)), AGE_CURE)),
+    };
+    match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(hours)) {
+        Some(0) => Err(Flaw::new(format!("{} is no time at all", quoted(text)), AGE_CURE)),
+        Some(hours) if hours <= OLDEST => Ok(Duration::from_secs(hours * 3600)),
+        _ if digits.is_empty() => Err(Flaw::new(format!("{} is not an age", quoted(text)), AGE_CURE)),
+        _ => Err(Flaw::new(format!("{} is longer than ten years", quoted(text)), "write at most \"3650d\"")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{Config, Fault, Protocol, Route};
+use crate::{Admin, Config, Fault, Protocol, Route};
 
 /// Names every setting whose change from `old` to `new` needs a restart. Empty: `new` can go live as it is.
 ///
@@ -19,6 +19,12 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<Fault> {
     needs(old.server.workers != new.server.workers, "server.workers");
     needs(old.admin.listen != new.admin.listen, "admin.listen");
     needs(old.admin.state != new.admin.state, "admin.state");
+    // One that is nowhere written goes with the state file.
+    let beside = |admin: &Admin| admin.history.path == admin.state.with_extension("history.db");
+    let moved = old.admin.history.path != new.admin.history.path;
+    needs(moved && !(beside(&old.admin) && beside(&new.admin)), "admin.history");
+    needs(old.admin.history.keep != new.admin.history.keep, "admin.history_keep");
+    needs(old.admin.history.max != new.admin.history.max, "admin.history_max");
     needs(old.admin.tokens != new.admin.tokens, "admin.tokens");
     needs(old.admin.tls != new.admin.tls, "admin.tls");
     needs(old.admin.hosts != new.admin.hosts, "admin.hosts");
@@ -142,7 +148,9 @@ mod tests {
         check(&old, &new("workers = 3", ""), &["server.workers: cannot change while running"]);
         for (key, value) in [
             ("listen", "\"127.0.0.1:9901\""),
-            ("state", "\"other.db\""),
+            ("history", "\"other.db\""),
+            ("history_keep", "\"7d\""),
+            ("history_max", "\"8MiB\""),
             ("tokens", "\"tokens\""),
             ("tls", "{ cert = \"c\", key = \"k\" }"),
             ("hosts", "[\"a\"]"),

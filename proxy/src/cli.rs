@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod incident;
 mod plan;
 
 use std::{
@@ -91,6 +92,8 @@ enum Command {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Tell what happened when a route was tripped, as a page to read
+    Incident(incident::Incident),
     /// Let green's share of a route be raised again after a rollback
     Reset {
         route: String,
@@ -154,6 +157,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
         Command::Plan(plan) => plan.run(),
         Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, &reason),
+        Command::Incident(incident) => incident.show(),
         Command::Reset { route, reason, admin } => Client::new(&admin)?.reset(&route, &reason),
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use admin_api::{Access, Alerts, Api, Control, DataPlane, Guardian, Scraper, Sqlite};
+use admin_api::{Access, Alerts, Api, Control, DataPlane, Guardian, History, Recorder, Scraper, Sqlite};
 use anyhow::{Context, Result, anyhow, bail};
 use config::{Config, Faults, Protocol};
 use tokio::{
@@ -41,6 +41,8 @@ const FILES_EVERY: Duration = Duration::from_secs(1);
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 /// How long a look-up of names may hold up the start or a reload.
 const NAMES_PATIENCE: Duration = Duration::from_secs(5);
+/// What the last minute of the history may take when the process ends.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A configuration whose sockets are bound, so that nothing but their traffic can go wrong from here on.
 pub(crate) struct Server {
@@ -180,12 +182,13 @@ impl Server {
                 .ok()
         });
         let alerts = Alerts::new(Arc::clone(&control));
-        let api = Api::new(Arc::clone(&control), access, Arc::clone(&alerts));
+        let history = Arc::new(Recorder::new(Arc::clone(&control), History::new(self.config.admin.history.clone())));
+        let api = Api::new(Arc::clone(&control), access, Arc::clone(&alerts), Arc::clone(&history));
         let end = CancellationToken::new();
         let until = end.clone();
         let telling = tokio::spawn(keep_going("alerts", move || Arc::clone(&alerts).run(until.clone())));
         let end_of_api = end.child_token();
-        let mut tasks = background(&plane, &control, self.file.as_ref(), &end);
+        let mut tasks = background(&plane, &control, &history, self.file.as_ref(), &end);
         let serving_api = tokio::spawn(admin_api::serve(admin, admin_tls, api, end_of_api.clone()));
         plane.set_serving(true);
         on_ready();
@@ -232,6 +235,8 @@ impl Server {
         {
             tracing::error!(%error, "Not everything that changed is on disk");
         }
+        // A disk that hangs holds nobody up for that.
+        let _ = time::timeout(HISTORY_PATIENCE, history.finish()).await;
         // It gives its own requests a few seconds.
         let _ = serving_api.await;
         // So do these to tell of what happened last.
@@ -252,6 +257,7 @@ fn control_runtime() -> Result<Arc<Runtime>> {
 fn background(
     plane: &Arc<Plane>,
     control: &Arc<Control>,
+    history: &Arc<Recorder>,
     file: Option<&ConfigFile>,
     end: &CancellationToken,
 ) -> JoinSet<()> {
@@ -263,6 +269,8 @@ fn background(
     tasks.spawn(keep_going("guard", move || Guardian::new(Arc::clone(&judging)).run(until.clone())));
     let ((_, scraping), until) = (both(), end.clone());
     tasks.spawn(keep_going("signals", move || Scraper::new(Arc::clone(&scraping)).run(until.clone())));
+    let (recording, until) = (Arc::clone(history), end.clone());
+    tasks.spawn(keep_going("history", move || Arc::clone(&recording).run(until.clone())));
     let (plane, control) = both();
     tasks.spawn(keep_going("names", move || look_up_again(Arc::clone(&plane), Arc::clone(&control))));
     if let Some(file) = file.cloned() {

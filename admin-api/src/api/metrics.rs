@@ -8,26 +8,21 @@ use hdrhistogram::Histogram;
 use http::{Uri, header};
 use tokio::time::Instant;
 
-use super::{Problem, State, body::Fields, status::VERSION};
+use super::{Problem, Shared, State, body::Fields, status::VERSION};
 use crate::{Alerts, Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, SignalView, Verdict};
 
 /// Prometheus text
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Exposition format 0.0.4", body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
-    let refused = state.refused.lock().clone();
-    let tokens_refused = state.access.tokens_problem().is_some();
-    let text = write(&state.control, &state.alerts, &refused, tokens_refused, state.started.elapsed().as_secs_f64());
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], write(&state)).into_response())
 }
 
-fn write(
-    control: &Control,
-    alerts: &Alerts,
-    refused: &BTreeMap<&'static str, u64>,
-    tokens_refused: bool,
-    uptime_seconds: f64,
-) -> String {
+fn write(state: &Shared) -> String {
+    let Shared { control, alerts, history, .. } = state;
+    let refused = state.refused.lock().clone();
+    let tokens_refused = state.access.tokens_problem().is_some();
+    let uptime_seconds = state.started.elapsed().as_secs_f64();
     let routes: Vec<(RouteView, Observation)> = control
         .states()
         .into_iter()
@@ -37,7 +32,7 @@ fn write(
         })
         .collect();
     let mut out = Exposition::default();
-    write_process(&mut out, control, refused, uptime_seconds);
+    write_process(&mut out, control, &refused, uptime_seconds);
     write_states(&mut out, control, &routes);
     write_arms(&mut out, &routes);
     write_routes(&mut out, &routes);
@@ -46,6 +41,10 @@ fn write(
     write_alerts(&mut out, alerts);
     out.family("crossfade_admin_tokens_refused", GAUGE, "1: the tokens file as it is now was not taken over");
     out.sample("crossfade_admin_tokens_refused", &[], u8::from(tokens_refused));
+    out.family("crossfade_history_failing", GAUGE, "1: the last minute of the history could not be written");
+    out.sample("crossfade_history_failing", &[], u8::from(history.problem().is_some()));
+    out.family("crossfade_history_rows_lost_total", COUNTER, "Rows of the history the disk did not take in time");
+    out.sample("crossfade_history_rows_lost_total", &[], history.rows_lost());
     out.text()
 }
 

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use config::{Arm, Protocol, Split};
-use http::{StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     ArmEvidence, AuditRow, EndpointObservation, Judgement, Latch, MirrorObservation, Observation, RouteView,
-    StoreError, Tally, control::with_sources, percent,
+    StoreError, Tally, control::with_sources, incident::page, percent,
 };
 
 const SERVICE: &str = "crossfade";
@@ -42,6 +42,8 @@ pub(super) struct Status {
     audit_refusals_skipped: u64,
     /// Why the tokens file as it is now was not taken over; null when it was.
     tokens_problem: Option<String>,
+    /// Why the last minute of the history could not be written; null when it was.
+    history_problem: Option<String>,
     routes: Vec<RouteStatus>,
 }
 
@@ -172,6 +174,7 @@ pub(super) async fn status(state: State, uri: Uri) -> Result<Json<Status>, Box<P
         audit_rows_lost: control.rows_dropped(),
         audit_refusals_skipped: control.refusals_skipped(),
         tokens_problem: state.access.tokens_problem(),
+        history_problem: state.history.problem(),
         routes: control.states().into_iter().filter_map(describe).collect(),
     }))
 }
@@ -264,7 +267,7 @@ pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Box<Pr
     Ok(Json(Incidents { incidents }).into_response())
 }
 
-/// One trip
+/// One trip, as JSON or, where `Accept` asks for text/markdown, as a page to read
 #[utoipa::path(
     get,
     path = "/incidents/{id}",
@@ -274,14 +277,33 @@ pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Box<Pr
         (status = 404, description = "No such incident", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn incident(state: State, id: Result<Path<String>, PathRejection>) -> Result<Response, Box<Problem>> {
+pub(super) async fn incident(
+    state: State,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Box<Problem>> {
     let unknown = || {
         Problem::new(StatusCode::NOT_FOUND, "unknown-incident", "there is no such incident")
             .field("id")
             .cure("see /incidents for those there are")
     };
     let Path(id) = id.map_err(|_| unknown())?;
-    state.control.incident(&id).await.map_err(unreadable)?.map(json_text).ok_or_else(unknown)
+    let json = state.control.incident(&id).await.map_err(unreadable)?.ok_or_else(unknown)?;
+    let mut response = match serde_json::from_str(&json) {
+        Ok(incident) if wants_markdown(&headers) => {
+            ([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], page(&incident)).into_response()
+        }
+        _ => json_text(json),
+    };
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    Ok(response)
+}
+
+fn wants_markdown(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let essence =
+        |part: &str| part.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/markdown"));
+    accepted.flat_map(|value| value.split(',')).any(essence)
 }
 
 /// Every change and every refused attempt, newest first

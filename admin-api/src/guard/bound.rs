@@ -4,7 +4,7 @@
 use hdrhistogram::Histogram;
 
 /// −ln of the chance that blue's quantile, or its share of bad events, lies above its upper bound, in one look: 1e-3.
-pub(super) const TAIL_NATS: f64 = 6.908;
+pub(crate) const TAIL_NATS: f64 = 6.908;
 
 /// −ln of the chance that a share which is above the limit is taken for one within it, in one look: 5 %.
 pub(super) const PASS_NATS: f64 = 2.996;
@@ -35,6 +35,16 @@ pub(super) fn upper_rank(n: u64, tail: f64, nats: f64) -> Option<u64> {
         if beyond(middle) { found = middle } else { not_yet = middle }
     }
     Some(found)
+}
+
+/// Where the true quantile (0 to 1) lies, between two samples: at least, and at most, each but for a chance of
+/// exp(−`nats`). A side is `None` where there are too few samples to say.
+pub(crate) fn around(latency_us: &Histogram<u64>, quantile: f64, nats: f64) -> (Option<u64>, Option<u64>) {
+    let n = latency_us.len();
+    let at_most = upper_rank(n, 1.0 - quantile, nats).map(|rank| value_at_rank(latency_us, rank));
+    // The same samples, counted from the other end.
+    let at_least = upper_rank(n, quantile, nats).map(|rank| value_at_rank(latency_us, n + 1 - rank));
+    (at_least.map(|value| latency_us.lowest_equivalent(value)), at_most)
 }
 
 /// The value, at most, of the sample with this rank, counted from 1.

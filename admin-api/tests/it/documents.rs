@@ -26,6 +26,7 @@ async fn the_openapi_document_lists_every_call() {
             "get /audit",
             "get /events",
             "get /health",
+            "get /history",
             "get /incidents",
             "get /incidents/{id}",
             "get /metrics",

@@ -1,8 +1,8 @@
 //! A client that sends exactly what it is told, and an API to send it to.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use admin_api::{Access, Alerts, Api, Control, serve};
+use admin_api::{Access, Alerts, Api, Control, History, Recorder, serve};
 use config::{Admin, Config};
 use serde_json::Value;
 use tokio::{
@@ -13,8 +13,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{FakePlane, FakeStore};
+use crate::support::{FakePlane, FakeStore, Folder};
 
+const HISTORY: &str = "history.db";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Server {
@@ -22,6 +23,8 @@ pub(crate) struct Server {
     pub(crate) control: Arc<Control>,
     pub(crate) plane: Arc<FakePlane>,
     pub(crate) store: Arc<FakeStore>,
+    pub(crate) history: Arc<Recorder>,
+    folder: Folder,
     shutdown: CancellationToken,
     task: JoinHandle<std::io::Result<()>>,
     telling: JoinHandle<()>,
@@ -42,12 +45,19 @@ impl Server {
         let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let folder = Folder::new();
+        let settings = config::History { path: folder.file(HISTORY), ..admin.history.clone() };
+        let history = Arc::new(Recorder::new(control.clone(), History::new(settings)));
         let alerts = Alerts::new(control.clone());
-        let api = Api::new(control.clone(), Access::open(admin).unwrap(), alerts.clone());
+        let api = Api::new(control.clone(), Access::open(admin).unwrap(), alerts.clone(), history.clone());
         let shutdown = CancellationToken::new();
         let telling = tokio::spawn(alerts.run(shutdown.clone()));
         let task = tokio::spawn(serve(listener, tls, api, shutdown.clone()));
-        Self { address, control, plane, store, shutdown, task, telling }
+        Self { address, control, plane, store, history, folder, shutdown, task, telling }
+    }
+
+    pub(crate) fn history_path(&self) -> PathBuf {
+        self.folder.file(HISTORY)
     }
 
     pub(crate) async fn stop(self) {

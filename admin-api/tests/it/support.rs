@@ -98,6 +98,11 @@ pub(crate) fn config(routes: Vec<Route>) -> Arc<Config> {
         admin: Admin {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             state: "unused".into(),
+            history: config::History {
+                path: "unused".into(),
+                keep: Duration::from_secs(24 * 3600),
+                max: 8 * 1024 * 1024,
+            },
             tokens: None,
             tls: None,
             hosts: vec!["admin.example".to_owned()],
@@ -301,6 +306,13 @@ impl StateStore for FakeStore {
     fn take_back(&self) -> Result<(), StoreError> {
         Ok(())
     }
+}
+
+/// Randomness that a failed test can be run again with: `IT_SEED=…`.
+pub(crate) fn seeded() -> fastrand::Rng {
+    let seed = std::env::var("IT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("IT_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
 }
 
 /// Waits for a condition, at most 20 s.

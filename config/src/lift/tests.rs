@@ -222,6 +222,43 @@ fn durations() {
 }
 
 #[test]
+fn the_history_is_bounded_and_has_a_file_of_its_own() {
+    let admin = |line: &str, problem: &str| {
+        check_top(&format!("[admin]\nstate = \"a.db\"\n{line}"), &format!("admin.{problem}"));
+    };
+    let cure = "write a whole number of hours or days, at least an hour: \"12h\" or \"30d\"";
+    let other = "write the path of another file, such as \"crossfade.history.db\"";
+    admin("history = \"a.db\"", &format!("history (line 3): is the state file; {other}"));
+    admin("history = \"\"", "history (line 3): is empty; write the path of a file");
+    admin("history_keep = 30", &format!("history_keep (line 3): expected an age, found the integer 30; {cure}"));
+    for text in ["", "d", "30", "30m", "1.5d", "-1d", "1d12h", "30 d"] {
+        let problem = format!("history_keep (line 3): \"{text}\" is not an age; {cure}");
+        admin(&format!("history_keep = \"{text}\""), &problem);
+    }
+    admin("history_keep = \"0d\"", &format!("history_keep (line 3): \"0d\" is no time at all; {cure}"));
+    for text in ["3651d", "99999999999999999999d", "9999999999999999999d"] {
+        let problem = format!("history_keep (line 3): \"{text}\" is longer than ten years; write at most \"3650d\"");
+        admin(&format!("history_keep = \"{text}\""), &problem);
+    }
+    let range = "write a number of bytes from 8388608 to 17179869184";
+    admin("history_max = \"1MiB\"", &format!("history_max (line 3): \"1MiB\" is out of range; {range}"));
+
+    for (lines, path, hours, mib) in [
+        ("", "crossfade.history.db", 720, 64),
+        ("state = \"a.db\"", "a.history.db", 720, 64),
+        ("state = \"b\"\nhistory_keep = \"1h\"\nhistory_max = \"8MiB\"", "b.history.db", 1, 8),
+        ("history = \"c/h.db\"\nhistory_keep = \"3650d\"", "c/h.db", 3650 * 24, 64),
+    ] {
+        let expected = History {
+            path: Path::new("/etc/crossfade").join(path),
+            keep: Duration::from_secs(hours * 3600),
+            max: mib * 1024 * 1024,
+        };
+        assert_eq!(accepted(&format!("[admin]\n{lines}\n{}", route("http", ""))).admin.history, expected, "{lines}");
+    }
+}
+
+#[test]
 fn sizes() {
     let size = |value: &str, problem: &str, cure: &str| {
         check_http(
@@ -1143,6 +1180,11 @@ fn a_file_with_nothing_but_a_route_has_the_defaults() {
             admin: Admin {
                 listen: "127.0.0.1:9900".parse().unwrap(),
                 state: "/etc/crossfade/crossfade.db".into(),
+                history: History {
+                    path: "/etc/crossfade/crossfade.history.db".into(),
+                    keep: Duration::from_secs(30 * 24 * 3600),
+                    max: 64 * 1024 * 1024,
+                },
                 tokens: None,
                 tls: None,
                 hosts: vec![],

@@ -98,8 +98,24 @@ impl Client {
     }
 
     pub(super) fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+        let (status, answer) = self.exchange(method, path, "application/json", body)?;
+        let answer: Value = serde_json::from_slice(&answer)
+            .with_context(|| format!("{}{path} answered {status}, not in JSON", self.base))?;
+        if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) }
+    }
+
+    /// What there is to read at a path, as Markdown.
+    pub(super) fn page(&self, path: &str) -> Result<String> {
+        let (status, answer) = self.exchange(Method::GET, path, "text/markdown", None)?;
+        if !status.is_success() {
+            return Err(refusal(status, &serde_json::from_slice(&answer).unwrap_or_default()));
+        }
+        String::from_utf8(answer.into()).with_context(|| format!("{}{path} answered no text", self.base))
+    }
+
+    fn exchange(&self, method: Method, path: &str, accept: &str, body: Option<Value>) -> Result<(StatusCode, Bytes)> {
         let url = format!("{}{path}", self.base);
-        let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT, "application/json");
+        let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT, accept);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -110,8 +126,7 @@ impl Client {
             None => request.body(Full::default()),
         };
         let request = request.with_context(|| format!("{url} is no URL; write http://HOST:PORT"))?;
-        let (status, body) = self
-            .runtime
+        self.runtime
             .block_on(async {
                 let exchange = async {
                     let response = self.http.request(request).await?;
@@ -124,12 +139,7 @@ impl Client {
                 };
                 time::timeout(PATIENCE, exchange).await.map_err(|_| anyhow!("no answer within {PATIENCE:?}"))?
             })
-            .with_context(|| {
-                format!("cannot ask {url}; is crossfade running, and its admin API there? (--admin URL)")
-            })?;
-        let answer: Value =
-            serde_json::from_slice(&body).with_context(|| format!("{url} answered {status}, not in JSON"))?;
-        if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) }
+            .with_context(|| format!("cannot ask {url}; is crossfade running, and its admin API there? (--admin URL)"))
     }
 }
 

@@ -11,10 +11,10 @@ use crate::{
     routes::Route,
 };
 
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 fn said(output: Output) -> Said {
@@ -27,14 +27,14 @@ fn run(arguments: &[&str]) -> Said {
 }
 
 /// A command to a running crossfade.
-async fn ask(crossfade: &Crossfade, arguments: &[&str]) -> Said {
+pub(crate) async fn ask(crossfade: &Crossfade, arguments: &[&str]) -> Said {
     let mut command = program();
     command.args(arguments).args(["--admin", &format!("http://{}", crossfade.admin.address)]);
     said(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap())
 }
 
 /// The same with `--json`: the exit code and the object.
-async fn ask_json(crossfade: &Crossfade, arguments: &[&str]) -> Value {
+pub(crate) async fn ask_json(crossfade: &Crossfade, arguments: &[&str]) -> Value {
     let Said { code, out, err } = ask(crossfade, &[arguments, &["--json"]].concat()).await;
     assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}: {out}");
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error} in {out}"))
@@ -52,6 +52,7 @@ fn every_command_explains_itself() {
         ("split", "<PERCENT>"),
         ("rollback", "--reason <REASON>"),
         ("reset", "--token-file <FILE>"),
+        ("incident", "--last <ROUTE>"),
     ] {
         assert!(all.out.lines().any(|line| line.trim_start().starts_with(command)), "{command} in {}", all.out);
         let help = run(&[command, "--help"]);
@@ -127,6 +128,10 @@ async fn what_is_refused_exits_with_1_and_says_why() {
         (&["rollback", "shed", "--reason", "x"], "shed"),
         (&["rollback", "bus", "--reason", ""], "reason"),
         (&["reset", "shed", "--reason", "x"], "shed"),
+        (&["incident", "none"], "there is no such incident; see /incidents"),
+        (&["incident", "../status?x=\"y z\""], "there is no such incident"),
+        (&["incident", "--last", "bus"], "route bus has no incident"),
+        (&["incident", "--last", "shed"], "route shed has no incident"),
         (&["status", "shed"], "no route shed; `crossfade status` lists them"),
     ] {
         let Said { code, out, err } = ask(&crossfade, arguments).await;
