@@ -2,12 +2,15 @@
 //!
 //! Read in this order: the data plane reports what it saw (`plane`), the guard judges it (`guard`, asked once a second by
 //! `guardian`), a split changes in one place (`control`), is remembered (`store`), announced (`event`), and people see
-//! and steer all of it (`api`).
+//! and steer all of it (`api`). What a guard can see is said beforehand (`forecast`), and tried (`simulate`).
 
 mod plane;
 
 mod guard;
 mod guardian;
+
+mod forecast;
+mod simulate;
 
 mod control;
 mod event;
@@ -20,12 +23,16 @@ mod api;
 pub use api::{Access, AccessError, Api, serve};
 pub use control::{Actor, Control, ControlError, Refusal, RouteView, Watched};
 pub use event::{Counts, Event, Happened, Incident};
+pub use forecast::{Forecast, StepForecast};
 pub use guard::{
     ArmEvidence, BaselineReport, Engine, Evidence, Judgement, MirrorSecond, PlaceboReport, SignalReading, Surroundings,
     Verdict,
 };
 pub use guardian::Guardian;
 pub use plane::*;
+pub use simulate::{
+    Burst, Onset, Outage, SECONDS_A_DAY, Scenario, Sickness, Slowdown, Spell, Stall, Trip, Watch, time_to_trip, watch,
+};
 pub use store::{
     AUDIT_REFUSALS_KEPT, AUDIT_ROWS_KEPT, AuditRow, Batch, INCIDENTS_KEPT, IncidentRow, Latch, Recorded, SignalRow,
     Sqlite, StateStore, StoreError,
