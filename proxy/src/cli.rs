@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod simulate;
 
 use std::{
     io::IsTerminal,
@@ -62,6 +63,8 @@ enum Command {
     },
     /// Try it out: two web servers, two MQTT brokers, some traffic, the proxy and its admin API in one process
     Demo(demo::Demo),
+    /// Play a route's guard against synthetic arms: how often it trips for nothing, and how soon for something
+    Simulate(simulate::Simulate),
     /// Show each route's split, verdict, error rate and latency
     Status {
         /// Only this route
@@ -146,6 +149,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Check { config, json } => check(&config, json),
         Command::Demo(demo) => demo.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Status { route, admin } => Client::new(&admin)?.status(route.as_deref()),
         Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
         Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, &reason),
