@@ -43,6 +43,10 @@ bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 30 minu
 	PATH="$(BENCH_TOOLS)/bin:$$PATH" target/release/loadtest bench $(CASE) \
 		--json target/bench.json --markdown target/bench.md
 
+.PHONY: simulate
+simulate: build ## The tables of docs/guard.md, 45 minutes on two cores; DAYS=3 for a shorter look, SEEDS=20, RUNS=400
+	target/release/crossfade simulate --tables --days $(or $(DAYS),30) --seeds $(or $(SEEDS),20) --runs $(or $(RUNS),400)
+
 # Frame pointers tell what a function calls. The build is apart from others, so that the flag rebuilds nothing of theirs.
 .PHONY: profile
 profile: build-tools profile-tools ## Where the time goes, by perf: target/profile/http.txt; CASE="close mqtt" for others

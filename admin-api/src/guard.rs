@@ -19,6 +19,7 @@ pub use baseline::BaselineReport;
 pub(crate) use bound::{TAIL_NATS, around};
 use config::SharedCause;
 use cusum::Events;
+pub(crate) use cusum::{FEWEST_SECONDS, TRIP, alternatives};
 use rule::{Finding, Rule, Seen};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -376,10 +377,15 @@ impl Engine {
 
     /// Takes in one more second, without saying what comes of it.
     pub fn note(&mut self, second: &Arc<Second>, mirror: MirrorSecond) {
-        self.learn(second);
-        self.look_up_what_is_slow();
+        self.weigh(second, mirror);
         self.recent.add(second, mirror);
         self.since_raise.add(second, mirror);
+    }
+
+    /// What of [`Self::note`] the verdict depends on: without the counts that are only there to be read.
+    pub(crate) fn weigh(&mut self, second: &Second, mirror: MirrorSecond) {
+        self.learn(second);
+        self.look_up_what_is_slow();
         self.silence = if second.green.judged() + mirror.pairs > 0 { 0 } else { self.silence + 1 };
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in &mut rulings {

@@ -4,6 +4,7 @@ mod client;
 mod demo;
 mod incident;
 mod plan;
+mod simulate;
 
 use std::{
     io::IsTerminal,
@@ -64,6 +65,8 @@ enum Command {
     },
     /// Try it out: two web servers, two MQTT brokers, some traffic, the proxy and its admin API in one process
     Demo(demo::Demo),
+    /// Play a route's guard against synthetic arms: how often it trips for nothing, and how soon for something
+    Simulate(simulate::Simulate),
     /// Show each route's split, verdict, error rate and latency
     Status {
         /// Only this route
@@ -153,6 +156,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Check { config, json } => check(&config, json),
         Command::Demo(demo) => demo.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Status { route, admin } => Client::new(&admin)?.status(route.as_deref()),
         Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
         Command::Plan(plan) => plan.run(),

@@ -11,6 +11,9 @@ pub(super) const PASS_NATS: f64 = 2.996;
 
 /// The largest true share that makes a share of `seen` among `n` no more surprising than `nats`; 1 without events.
 pub(super) fn at_most(seen: f64, n: f64, nats: f64) -> f64 {
+    if seen == 0.0 {
+        return -(-nats / n).exp_m1();
+    }
     let (mut low, mut high) = (seen, 1.0);
     for _ in 0..60 {
         let middle = 0.5 * (low + high);

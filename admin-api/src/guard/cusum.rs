@@ -6,7 +6,7 @@
 //! The cap is why no single second, however bad, can be a breach: it takes [`TRIP`]/[`CAP`] of them.
 
 /// Evidence at which a sum is a breach, in nats.
-pub(super) const TRIP: f64 = 15.0;
+pub(crate) const TRIP: f64 = 15.0;
 
 /// The most that one second can add, in nats.
 pub(super) const CAP: f64 = 3.0;
@@ -52,9 +52,8 @@ impl Cusum {
     pub(super) fn add(&mut self, events: Events, allowed: f64) {
         let allowed = allowed.clamp(SMALLEST, 1.0 - SMALLEST);
         for (sum, odds) in self.0.iter_mut().zip(ODDS) {
-            let share = raised(allowed, odds);
-            let (bad, good) = (events.bad as f64, events.good() as f64);
-            let ratio = bad * (share / allowed).ln() + good * ((1.0 - share) / (1.0 - allowed)).ln();
+            let (by_bad, by_good) = weights(allowed, odds);
+            let ratio = events.bad as f64 * by_bad + events.good() as f64 * by_good;
             *sum = (*sum + ratio.min(CAP)).max(0.0);
         }
     }
@@ -67,6 +66,20 @@ impl Cusum {
     pub(super) fn is_zero(&self) -> bool {
         self.0.iter().all(|sum| *sum == 0.0)
     }
+}
+
+/// The fewest seconds in which there can be evidence enough.
+pub(crate) const FEWEST_SECONDS: u64 = (TRIP / CAP) as u64;
+
+/// What a bad event adds and what a good one takes away, in nats, for each of the alternatives. `allowed`: as for
+/// [`Cusum::add`].
+pub(crate) fn alternatives(allowed: f64) -> [(f64, f64); ODDS.len()] {
+    ODDS.map(|odds| weights(allowed, odds))
+}
+
+fn weights(allowed: f64, odds: f64) -> (f64, f64) {
+    let share = raised(allowed, odds);
+    ((share / allowed).ln(), ((1.0 - share) / (1.0 - allowed)).ln())
 }
 
 /// Is green worse than blue, at the same time? Both failing alike is not green's fault.

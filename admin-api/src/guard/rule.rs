@@ -57,7 +57,7 @@ pub(super) enum Finding {
 
 impl Rule {
     pub(super) fn tick(&mut self, seen: &Seen<'_>) {
-        self.recent.push(seen.green);
+        self.recent.push(seen.green, seen.allowed);
         let Some(allowed) = seen.allowed else { return };
         self.cusum.add(seen.green, allowed);
         if self.cusum.is_zero() {
@@ -174,16 +174,20 @@ struct Recent {
 }
 
 const RECENT_SECONDS: usize = 300;
-const RECENT_EVENTS: u64 = 300;
+/// Bad events that were expected at the limit: a green at a fifth of it has so few that it is surely within.
+const RECENT_BAD_EVENTS: f64 = 15.0;
+const RECENT_EVENTS: f64 = 300.0;
 const MOST_SECONDS: usize = 3_600;
 
 impl Recent {
-    fn push(&mut self, events: Events) {
+    /// `allowed`: see [`Seen`].
+    fn push(&mut self, events: Events, allowed: Option<f64>) {
+        let enough = allowed.map_or(RECENT_EVENTS, |allowed| RECENT_EVENTS.max(RECENT_BAD_EVENTS / allowed)) as u64;
         self.seconds.push_back(events);
         self.sum = self.sum.and(events);
         while let Some(oldest) = self.seconds.front() {
-            let enough = self.sum.of.saturating_sub(oldest.of) >= RECENT_EVENTS;
-            if self.seconds.len() <= RECENT_SECONDS || !(enough || self.seconds.len() > MOST_SECONDS) {
+            let is_enough = self.sum.of.saturating_sub(oldest.of) >= enough;
+            if self.seconds.len() <= RECENT_SECONDS || !(is_enough || self.seconds.len() > MOST_SECONDS) {
                 break;
             }
             self.sum = self.sum.less(*oldest);

@@ -53,6 +53,7 @@ fn every_command_explains_itself() {
         ("rollback", "--reason <REASON>"),
         ("reset", "--token-file <FILE>"),
         ("incident", "--last <ROUTE>"),
+        ("simulate", "--green-rps <RATE>"),
     ] {
         assert!(all.out.lines().any(|line| line.trim_start().starts_with(command)), "{command} in {}", all.out);
         let help = run(&[command, "--help"]);
@@ -237,4 +238,62 @@ fn a_good_file_passes_the_check() {
     assert_eq!(checked.out, format!("{file}: ok, 2 routes\n"));
     let json: Value = serde_json::from_str(&run(&["check", "--json", "--config", file]).out).unwrap();
     assert_eq!(json, json!({ "ok": true, "routes": 2, "faults": [] }));
+}
+
+/// Little enough for a build that is not optimized.
+const BRIEFLY: [&str; 6] = ["--days", "0.02", "--seeds", "2", "--runs", "3"];
+
+#[test]
+fn a_guard_is_tried_against_synthetic_arms() {
+    let text = run(&[&["simulate"][..], &BRIEFLY].concat());
+    assert_eq!((text.code, text.err.as_str()), (Some(0), ""));
+    for expected in
+        ["the default guard", "false trips", "0 in 0.0 days", "SECONDS TO TRIP", "20 % errors", "100 % silent"]
+    {
+        assert!(text.out.contains(expected), "{expected} in {}", text.out);
+    }
+
+    let (folder, file) = (TempDir::new().unwrap(), "crossfade.toml");
+    let file = folder.path().join(file);
+    let guarded = |guard: &str| format!("{}[route.guard]\n{guard}\n", Route::tcp(free_address(), free_address()));
+    fs::write(&file, guarded("max_error_rate = 0.5")).unwrap();
+    let file = file.to_str().unwrap();
+    let sick = ["--green-rps", "20", "--sick-errors", "40%", "--sick-silent", "0.9", "--json"];
+    let lenient = run(&[&["simulate", "--config", file][..], &BRIEFLY, &sick].concat());
+    assert_eq!((lenient.code, lenient.err.as_str()), (Some(0), ""));
+    let lenient: Value = serde_json::from_str(&lenient.out).unwrap();
+    assert_eq!((&lenient["route"], &lenient["healthy"]["false_trips"]), (&json!("bus"), &json!(0)));
+    let [onsets] = lenient["time_to_trip"].as_array().unwrap().as_slice() else { panic!("{lenient}") };
+    assert_eq!(
+        (&onsets["runs"], &onsets["missed"], &onsets["sickness"]["silent"]),
+        (&json!(3), &json!(0), &json!(0.9))
+    );
+    assert!(onsets["seconds"]["median"].as_u64().is_some_and(|seconds| (9..30).contains(&seconds)), "{onsets}");
+
+    fs::write(file, guarded("mode = \"off\"")).unwrap();
+    let off = run(&["simulate", "--config", file]);
+    assert_eq!(off.code, Some(1));
+    assert!(off.err.contains("the guard of route bus is off; take mode = \"off\" out"), "{}", off.err);
+    let unknown = run(&["simulate", "--config", file, "--route", "shed"]);
+    assert_eq!(unknown.code, Some(1));
+    assert!(unknown.err.contains("has no route shed; give --route, one of bus"), "{}", unknown.err);
+}
+
+#[test]
+fn what_cannot_be_simulated_is_a_matter_of_usage() {
+    for (arguments, expected) in [
+        (["--green-rps", "nan"], "give a number from"),
+        (["--green-rps", "-1"], "unexpected argument"),
+        (["--share", "0"], "green gets nothing"),
+        (["--share", "101%"], "is no share"),
+        (["--stall", "1m/1m"], "never ends"),
+        (["--burst", "10s/1m"], "is no burst"),
+        (["--days", "inf"], "give a number from"),
+        (["--seeds", "0"], "0 is not in"),
+        (["--route", "bus"], "--config <FILE>"),
+    ] {
+        let said = run(&["simulate", arguments[0], arguments[1]]);
+        assert_eq!((said.code, said.out.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(said.err.contains(expected), "{arguments:?}: {}", said.err);
+    }
 }
