@@ -617,7 +617,9 @@ impl Engine {
         let fewest = |endpoints: &[EndpointObservation]| endpoints.iter().map(|endpoint| endpoint.failed_checks).min();
         let (failed, most) = (fewest(&surroundings.green_endpoints)?, self.policy.max_failed_checks);
         let is_bad = failed > most;
-        let shared = is_bad && fewest(&surroundings.blue_endpoints).is_some_and(|failed| failed > most);
+        // Both are not checked at the same moment: where both fall at once, blue may be a check behind. One that passes
+        // says that it is not down.
+        let shared = is_bad && fewest(&surroundings.blue_endpoints).is_some_and(|failed| failed > 0);
         let holds = shared && self.policy.shared_cause == SharedCause::Hold;
         let verdict = match (is_bad, failed) {
             (true, _) if !holds => Verdict::Breach,
@@ -627,7 +629,9 @@ impl Engine {
         let reason = match (failed, holds) {
             (0, _) => "an endpoint of green passes its checks".to_owned(),
             (_, true) => {
-                format!("every endpoint of both arms has failed {failed} checks or more in a row: not tripped")
+                format!(
+                    "every endpoint of green has failed {failed} checks or more in a row, and those of blue fail as well: not tripped"
+                )
             }
             _ => format!("every endpoint of green has failed {failed} checks or more in a row; the limit is {most}"),
         };

@@ -79,6 +79,9 @@ pub(super) struct Http {
     status: Option<StatusCode>,
     #[command(flatten)]
     manners: Manners,
+    /// This share of requests gets a reset in place of an answer, 1% or 0.01.
+    #[arg(long, default_value = "0", value_parser = units::share)]
+    reset_share: f64,
     /// This share of the answers of /record/N and /noisy differs in a field that is no noise: 1%, 0.01.
     #[arg(long, default_value = "0", value_parser = units::share)]
     mismatch_share: f64,
@@ -114,6 +117,9 @@ pub(super) struct Manners {
     /// This share of requests fails, 1% or 0.01: HTTP 500, gRPC status 13, WebSocket close 1011, TCP reset.
     #[arg(long, default_value = "0", value_parser = units::share)]
     error_share: f64,
+    /// What the share of failures grows by each second, 1% or 0.01.
+    #[arg(long, default_value = "0", value_parser = units::share)]
+    error_growth: f64,
     /// Takes requests and never answers them.
     #[arg(long)]
     hang: bool,
@@ -155,11 +161,11 @@ pub(super) async fn run(origin: Origin) -> anyhow::Result<()> {
 
     match origin {
         Origin::Http(http) => {
-            let Http { address: Address { listen, label }, status, manners, mismatch_share, spelling, key_in, tls } =
-                *http;
+            let Http { address, status, manners, reset_share, mismatch_share, spelling, key_in, tls } = *http;
+            let Address { listen, label } = address;
             let tls = tls.config(listen).unwrap_or_else(unusable);
             let (listener, control, ledger) = manners.open(&label, listen).await?;
-            let behaviour = Behaviour { status, mismatch_share, spelling, ..manners.behaviour() };
+            let behaviour = Behaviour { status, reset_share, mismatch_share, spelling, ..manners.behaviour() };
             let setup = HttpSetup { tls, behaviour, ledger: ledger.as_ref(), key: key_in };
             let origin = HttpOrigin::serve(&label, listener, setup);
             let control = control.map(|listener| Control::serve(&origin, listener));
@@ -215,6 +221,7 @@ impl Manners {
             hang: self.hang,
             reset_after_header: self.reset_after_header,
             error_share: self.error_share,
+            error_growth: self.error_growth,
             ..Behaviour::default()
         }
     }

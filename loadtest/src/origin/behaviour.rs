@@ -37,6 +37,11 @@ pub struct Behaviour {
     /// The share of requests, 0 to 1, that fail: answered 500, gRPC status 13, a WebSocket closed with 1011, a TCP
     /// connection reset. Below 0 or NaN is 0, above 1 is 1.
     pub error_share: f64,
+    /// What `error_share` grows by with each second since the behaviour was changed.
+    pub error_growth: f64,
+    /// The share of HTTP requests, 0 to 1, that get a reset in place of an answer: of the connection under HTTP/1.1 (TCP
+    /// RST), of the stream under HTTP/2 (RST_STREAM).
+    pub reset_share: f64,
     /// The share of records, 0 to 1, that differ from what they should be in a field that means something: of the
     /// records `/record/N` by their N, of the answers of `/noisy` in their order.
     pub mismatch_share: f64,
@@ -105,10 +110,12 @@ impl BehaviourHandle {
         // From the middle, so that an origin that answers only once does so in its median.
         let latency = behaviour.latency.at((spread(nth, LATENCIES) + 0.5).fract());
         let stalled = behaviour.stall.map_or(Duration::ZERO, |stall| stall.left(now - *since + latency));
+        let error_share = behaviour.error_share + behaviour.error_growth * (now - *since).as_secs_f64();
         Turn {
             nth,
             status: behaviour.status,
-            fails: spread(nth, ERRORS) < behaviour.error_share,
+            fails: spread(nth, ERRORS) < error_share,
+            resets: spread(nth, RESETS) < behaviour.reset_share,
             wait: latency + stalled,
             hang: behaviour.hang,
             reset_after_header: behaviour.reset_after_header,
@@ -125,6 +132,8 @@ pub(super) struct Turn {
     pub(super) status: Option<StatusCode>,
     /// It is of the share that fails.
     pub(super) fails: bool,
+    /// It is of the share that is reset.
+    pub(super) resets: bool,
     wait: Duration,
     hang: bool,
     pub(super) reset_after_header: bool,
@@ -149,12 +158,13 @@ impl Turn {
     }
 }
 
-/// Fractions of irrational numbers, in 2^-64, one for each thing decided: of the golden ratio, and of the roots of 2 and
-/// 3 (FIPS 180-4, section 5.3.5, has their digits). None is a sum of fractions of the others, so an origin's errors are
+/// Fractions of irrational numbers, in 2^-64, one for each thing decided: of the golden ratio, and of the roots of 2, 3 and
+/// 7 (FIPS 180-4, section 5.3.5, has their digits). None is a sum of fractions of the others, so an origin's errors are
 /// neither its slow answers nor its fast ones.
 const ERRORS: u64 = 0x9E37_79B9_7F4A_7C15;
 const LATENCIES: u64 = 0x6A09_E667_F3BC_C909;
 const MISMATCHES: u64 = 0xBB67_AE85_84CA_A73B;
+const RESETS: u64 = 0xA54F_F53A_5F1D_36F1;
 
 /// The n-th fraction, from 0 up to 1, of a sequence that fills that range evenly: of any run of requests very nearly the
 /// share x lies below x, and no rhythm of the traffic (every second request a POST) falls into step with it.
@@ -182,13 +192,32 @@ mod tests {
         for (share, expected) in
             [(f64::NAN, 0..=0), (-1.0, 0..=0), (0.05, 497..=503), (0.5, 4997..=5003), (1.0, 10_000..=10_000)]
         {
-            let turns = turns(Behaviour { error_share: share, mismatch_share: share, ..Behaviour::default() }, 10_000);
+            let behaviour =
+                Behaviour { error_share: share, mismatch_share: share, reset_share: share, ..Behaviour::default() };
+            let turns = turns(behaviour, 10_000);
             let errors = turns.iter().filter(|turn| turn.fails).count();
             assert!(expected.contains(&errors), "{share}: {errors} errors");
+            let resets = turns.iter().filter(|turn| turn.resets).count();
+            assert!(expected.contains(&resets), "{share}: {resets} resets");
             let answers = turns.iter().filter(|turn| turn.mismatches(None)).count();
             assert!(expected.contains(&answers), "{share}: {answers} answers differ");
             let records = (0..10_000).filter(|record| turns[7].mismatches(Some(*record))).count();
             assert!(expected.contains(&records), "{share}: {records} records differ");
+        }
+    }
+
+    #[test]
+    fn errors_grow_from_the_last_change_on() {
+        let behaviour = Behaviour { error_share: 0.1, error_growth: 0.02, ..Behaviour::default() };
+        let handle = BehaviourHandle::new(behaviour);
+        handle.change(|_| {});
+        let since = handle.shared.now.read().since;
+        for (seconds, expected) in
+            [(0, 99..=101), (5, 198..=202), (20, 497..=503), (45, 1000..=1000), (3600, 1000..=1000)]
+        {
+            let at = since + Duration::from_secs(seconds);
+            let errors = (0..1000).filter(|_| handle.turn(at).fails).count();
+            assert!(expected.contains(&errors), "after {seconds} s: {errors} of 1000");
         }
     }
 

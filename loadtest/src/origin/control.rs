@@ -8,7 +8,8 @@
 //!
 //! ```json
 //! {"status": 500, "latency": "lognormal:20ms,p99=200ms", "stall": "500ms/10s", "hang": false,
-//!  "reset_after_header": false, "error_share": 0.1, "mismatch_share": 0.01, "spelling": "pascal"}
+//!  "reset_after_header": false, "error_share": 0.1, "error_growth": 0.02, "reset_share": 0.3,
+//!  "mismatch_share": 0.01, "spelling": "pascal"}
 //! ```
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
@@ -135,6 +136,7 @@ impl Controlled {
         if matches!(self.seen, SeenBy::Tcp(_)) {
             for (field, given) in [
                 ("status", wire.status.is_some()),
+                ("reset_share", wire.reset_share != 0.0),
                 ("mismatch_share", wire.mismatch_share != 0.0),
                 ("spelling", wire.spelling != Spelling::default()),
             ] {
@@ -143,7 +145,12 @@ impl Controlled {
                 }
             }
         }
-        for (field, share) in [("error_share", wire.error_share), ("mismatch_share", wire.mismatch_share)] {
+        for (field, share) in [
+            ("error_share", wire.error_share),
+            ("error_growth", wire.error_growth),
+            ("reset_share", wire.reset_share),
+            ("mismatch_share", wire.mismatch_share),
+        ] {
             if !(0.0..=1.0).contains(&share) {
                 fault(field, format!("{share} is not a share; give 0 to 1"));
             }
@@ -159,6 +166,8 @@ impl Controlled {
                 hang: wire.hang,
                 reset_after_header: wire.reset_after_header,
                 error_share: wire.error_share,
+                error_growth: wire.error_growth,
+                reset_share: wire.reset_share,
                 mismatch_share: wire.mismatch_share,
                 spelling: wire.spelling,
             }),
@@ -195,6 +204,8 @@ struct Wire {
     hang: bool,
     reset_after_header: bool,
     error_share: f64,
+    error_growth: f64,
+    reset_share: f64,
     mismatch_share: f64,
     spelling: Spelling,
 }
@@ -214,6 +225,8 @@ impl From<Behaviour> for Wire {
             hang: behaviour.hang,
             reset_after_header: behaviour.reset_after_header,
             error_share: behaviour.error_share,
+            error_growth: behaviour.error_growth,
+            reset_share: behaviour.reset_share,
             mismatch_share: behaviour.mismatch_share,
             spelling: behaviour.spelling,
         }

@@ -18,7 +18,7 @@
 //! Every answer carries `x-origin: <label>`, and the request's `x-loadtest-id` if it had one. Request bodies are read to
 //! their end before the answer, but for `/echo`, `/ws` and gRPC.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -244,12 +244,18 @@ impl<H: Health> Origin<H> {
         request: Request<Incoming>,
         cut: Cut,
         tasks: Tasks,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> Result<Response<Body>, BoxError> {
         let (head, body) = request.into_parts();
         self.seen.request(&head);
         self.account.request(&head);
         let turn = self.behaviour.turn(Instant::now());
         turn.wait().await;
+        if turn.resets {
+            if head.version < Version::HTTP_2 {
+                cut.on_close();
+            }
+            return Err(BoxError::from("reset in place of an answer, as asked"));
+        }
 
         let (version, id) = (head.version, head.headers.get(ID).cloned());
         let label = self.label.header.clone();

@@ -179,19 +179,22 @@ async fn the_control_endpoint_replaces_the_behaviour() {
     let (status, state) = put(
         &control,
         r#"{"status": 503, "latency": "lognormal:20ms,sigma=0.5", "stall": "500ms/10s", "mismatch_share": 0.5,
-            "spelling": "pascal"}"#,
+            "spelling": "pascal", "error_growth": 0.02, "reset_share": 0.3}"#,
     )
     .await;
     assert_eq!(status, StatusCode::OK, "{state}");
     let written = json!({
         "status": 503, "latency": "lognormal:20ms,sigma=0.5", "stall": "500ms/10s", "hang": false,
-        "reset_after_header": false, "error_share": 0.0, "mismatch_share": 0.5, "spelling": "pascal",
+        "reset_after_header": false, "error_share": 0.0, "error_growth": 0.02, "reset_share": 0.3, "mismatch_share": 0.5,
+        "spelling": "pascal",
     });
     assert_eq!(state, written);
     let expected = Behaviour {
         status: Some(StatusCode::SERVICE_UNAVAILABLE),
         latency: "lognormal:20ms,sigma=0.5".parse().unwrap(),
         stall: Some("500ms/10s".parse().unwrap()),
+        error_growth: 0.02,
+        reset_share: 0.3,
         mismatch_share: 0.5,
         spelling: Spelling::Pascal,
         ..Behaviour::default()
@@ -203,6 +206,8 @@ async fn the_control_endpoint_replaces_the_behaviour() {
     for (faulty, problem) in [
         (r#"{"status": 100}"#, "status: 100 is no final HTTP status; give "),
         (r#"{"error_share": 2}"#, "error_share: 2 is not a share; give "),
+        (r#"{"error_growth": -0.1}"#, "error_growth: -0.1 is not a share; give "),
+        (r#"{"reset_share": 1.1}"#, "reset_share: 1.1 is not a share; give "),
         (r#"{"mismatch_share": -1}"#, "mismatch_share: -1 is not a share; give "),
         (r#"{"latency": "20"}"#, "latency: \"20\" is no latency; give "),
         (r#"{"latency": "file:/etc/passwd"}"#, "latency: files are read on the command line only; give "),
@@ -236,7 +241,9 @@ async fn a_tcp_origin_is_controlled_too() {
     let latency = Duration::from_millis(5).into();
     assert_eq!(origin.behaviour().get(), Behaviour { latency, hang: true, ..Behaviour::default() });
 
-    for faulty in [r#"{"status": 500}"#, r#"{"mismatch_share": 0.5}"#, r#"{"spelling": "upper"}"#] {
+    for faulty in
+        [r#"{"status": 500}"#, r#"{"reset_share": 0.5}"#, r#"{"mismatch_share": 0.5}"#, r#"{"spelling": "upper"}"#]
+    {
         let (status, answer) = put(&control, faulty).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
         assert!(answer["error"].as_str().unwrap().ends_with("a TCP origin has none; leave it out"), "{answer}");

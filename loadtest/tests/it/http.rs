@@ -323,6 +323,25 @@ async fn a_reset_comes_after_the_header() {
 }
 
 #[tokio::test]
+async fn a_share_of_requests_is_reset_in_place_of_an_answer() {
+    let origin = HttpOrigin::start("go", any_port()).await.unwrap();
+    origin.behaviour().set(Behaviour { reset_share: 0.3, ..Behaviour::default() });
+    let (mut resets, mut h2) = ([0; 2], Client::h2(origin.address()).await);
+    for _ in 0..50 {
+        let mut h1 = Client::h1(origin.address()).await;
+        if let Err(error) = h1.send(get("/")).await {
+            let cause = std::error::Error::source(&error).unwrap().downcast_ref::<std::io::Error>().unwrap();
+            assert_eq!(cause.kind(), std::io::ErrorKind::ConnectionReset);
+            resets[0] += 1;
+        }
+        // Only the stream is reset: the next one is sent on the same connection.
+        resets[1] += u32::from(h2.send(get("/")).await.is_err());
+    }
+    assert!(resets.iter().sum::<u32>() == 30 && resets.iter().all(|resets| *resets >= 10), "{resets:?}");
+    assert_eq!(origin.seen().connections(), 51);
+}
+
+#[tokio::test]
 async fn after_stop_connecting_is_refused_and_the_port_can_be_taken_again() {
     let origin = HttpOrigin::start("go", any_port()).await.unwrap();
     let address = origin.address();

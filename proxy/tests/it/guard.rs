@@ -1,13 +1,6 @@
 //! The guard takes green off when it fails, keeps it off, and leaves it alone when it is well.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::StatusCode;
 use loadtest::origin::{Behaviour, TcpOrigin};
@@ -15,109 +8,21 @@ use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
-    task::{JoinHandle, JoinSet},
     time::{self, Instant},
 };
 
 use crate::{
-    clients::Client,
     harness::{Crossfade, eventually, free_address},
+    loads::{Load, connections, connects, requests},
     mosquitto::Mosquitto,
-    mqtt::greet,
-    packets::{ACCEPTED, DISCONNECT, UNAVAILABLE, connect, read_packet},
+    packets::{UNAVAILABLE, read_packet},
     routes::Route,
-    site::{RawOrigin, Site, any_port, soon},
+    site::{RawOrigin, Site, any_port},
     status::{arm, counted},
-    tcp::{from_address, label},
 };
 
 /// The promise: from green's first error to its share at 0.
 const PROMISE: Duration = Duration::from_secs(10);
-
-/// Starts `work` at a steady rate until dropped, whatever becomes of earlier ones. Counts what ended well, and not.
-pub(crate) struct Load {
-    good: Arc<AtomicUsize>,
-    bad: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-    running: JoinHandle<()>,
-}
-
-impl Load {
-    pub(crate) fn start<F: Future<Output = bool> + Send + 'static>(
-        rate: u32,
-        mut work: impl FnMut(u16) -> F + Send + 'static,
-    ) -> Self {
-        let (good, bad, stop) =
-            (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let (counted_good, counted_bad, stopped) = (Arc::clone(&good), Arc::clone(&bad), Arc::clone(&stop));
-        let running = tokio::spawn(async move {
-            let mut under_way = JoinSet::new();
-            let mut ticks = time::interval(Duration::from_secs(1) / rate);
-            for n in 0.. {
-                ticks.tick().await;
-                if stopped.load(Ordering::Relaxed) {
-                    break;
-                }
-                let (good, bad, work) = (Arc::clone(&counted_good), Arc::clone(&counted_bad), work(n));
-                under_way.spawn(async move { (if work.await { good } else { bad }).fetch_add(1, Ordering::Relaxed) });
-            }
-            under_way.join_all().await;
-        });
-        Self { good, bad, stop, running }
-    }
-
-    pub(crate) fn good(&self) -> usize {
-        self.good.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn bad(&self) -> usize {
-        self.bad.load(Ordering::Relaxed)
-    }
-
-    /// Waits for the first failure.
-    async fn first_failure(&self) -> Instant {
-        eventually("something fails", async || (self.bad() > 0).then(Instant::now)).await
-    }
-
-    /// Starts nothing more and waits for what is under way. What ended well, and not.
-    pub(crate) async fn stop(self) -> (usize, usize) {
-        self.stop.store(true, Ordering::Relaxed);
-        soon(self.running).await.unwrap();
-        (self.good.load(Ordering::Relaxed), self.bad.load(Ordering::Relaxed))
-    }
-}
-
-/// GET by a new key each time; `true` for status 200.
-pub(crate) fn requests(
-    listen: SocketAddr,
-) -> impl FnMut(u16) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send>> + Send {
-    move |n| {
-        Box::pin(async move {
-            let mut client = Client::connect(listen).await;
-            client.get("/", &[("x-session-id", &format!("user-{n}"))]).await.status == StatusCode::OK
-        })
-    }
-}
-
-/// CONNECT with a new id each time; `true` when accepted.
-fn connects(listen: SocketAddr) -> impl FnMut(u16) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send>> + Send {
-    move |n| {
-        Box::pin(async move {
-            let (mut stream, answer) = greet(listen, &connect(&format!("device-{n}"))).await;
-            answer.as_deref() == Some(ACCEPTED) && stream.write_all(DISCONNECT).await.is_ok()
-        })
-    }
-}
-
-/// A connection from a new address each time; `true` when an origin answers.
-fn connections(listen: SocketAddr) -> impl FnMut(u16) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send>> + Send {
-    move |n| {
-        Box::pin(async move {
-            let mut stream = from_address(n, listen).await;
-            ["python", "go"].contains(&label(&mut stream).await.as_str())
-        })
-    }
-}
 
 /// Waits for the trip and holds it against the promise.
 async fn trips(crossfade: &Crossfade, route: &str, since: Instant) {
@@ -213,7 +118,7 @@ async fn arms_that_are_well_are_never_tripped() {
         Load::start(50, connections(bus.listen)),
     ];
     let started = Instant::now();
-    // Also longer than the window, so that whole windows are judged.
+    // Three times as long as a breach takes.
     while started.elapsed() < Duration::from_secs(15) {
         for route in ["shop", "broker", "bus"] {
             assert_eq!(crossfade.admin.green(route).await, 50.0, "{}", crossfade.admin.status(route).await);

@@ -94,6 +94,18 @@ impl Crossfade {
         Self::try_start(limited, dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))
     }
 
+    /// The same on a disk that can be full: what would write more to a file than `prlimit --fsize` lets it is refused that,
+    /// where other programs are ended.
+    pub(crate) async fn start_on_a_small_disk(routes: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let admin = free_address();
+        fs::write(dir.path().join("crossfade.toml"), configuration(admin, "", routes)).unwrap();
+        let mut shielded = Command::new("sh");
+        shielded.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program().get_program());
+        shielded.env_remove("CROSSFADE_ADMIN").env_remove("RUST_LOG");
+        Self::try_start(shielded, dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
     /// Starts it on a folder that holds a `crossfade.toml` whose admin API is at `admin`.
     pub(crate) async fn start_in(dir: TempDir, admin: SocketAddr) -> Self {
         Self::try_start_in(dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::{
     cli::{ask, ask_json},
-    guard::{Load, requests},
     harness::{Crossfade, eventually},
+    loads::{Load, requests},
     site::Site,
 };
 

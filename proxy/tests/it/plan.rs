@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::time;
 
 use crate::{
-    guard::{Load, requests},
     harness::{Crossfade, eventually},
+    loads::{Load, requests},
     site::Site,
 };
 
