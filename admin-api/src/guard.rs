@@ -182,6 +182,8 @@ pub struct SignalReading {
     pub verdict: Verdict,
     /// A sentence.
     pub reason: String,
+    /// As of [`Evidence`]: of a limit that has to last, how much of that time it has.
+    pub evidence: f64,
     pub value: Option<f64>,
     pub limit: f64,
 }
@@ -689,7 +691,7 @@ const HEALTH: &str = "health";
 fn signal(reading: &SignalReading) -> Evidence {
     Evidence {
         verdict: reading.verdict,
-        evidence: if reading.verdict == Verdict::Breach { 1.0 } else { 0.0 },
+        evidence: reading.evidence,
         observed: reading.value,
         ..Evidence::bare(&format!("{SIGNAL}{}", reading.name), reading.reason.clone(), reading.limit)
     }

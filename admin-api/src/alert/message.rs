@@ -20,13 +20,7 @@ impl Message {
     pub(super) fn of(what: &Happened, config: &Config) -> Option<Self> {
         let (severity, route, text) = match what {
             Happened::Trip { incident } => {
-                let before = percent(incident.split_before);
-                let (green, blue) = (arm(config, &incident.route, Arm::Green), arm(config, &incident.route, Arm::Blue));
-                let text = format!(
-                    "{green} was taken off at {before}: {}; everybody is served by {blue}, and {green} stays off until \
-                     somebody resets it. Incident {}",
-                    incident.reason, incident.id
-                );
+                let text = format!("{} Incident {}.", incident.summary, incident.id);
                 (Severity::Critical, Some(&incident.route), text)
             }
             Happened::Split { route, action, before, actor, reason, .. } if action == "rollback" => {
@@ -85,6 +79,8 @@ impl Message {
             }
         };
         let text = match route {
+            // It names the route itself.
+            Some(_) if matches!(what, Happened::Trip { .. }) => text,
             Some(route) => format!("{route}: {text}"),
             None => format!("crossfade: {text}"),
         };

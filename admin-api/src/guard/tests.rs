@@ -336,10 +336,12 @@ fn a_signal_counts_like_any_rule() {
     for verdict in [Verdict::Pass, Verdict::Unknown, Verdict::Breach] {
         let mut watched = warm(Guard::default());
         let reason = "lag is 2000".to_owned();
-        let reading = SignalReading { name: "lag".to_owned(), verdict, reason, value: Some(2000.0), limit: 1000.0 };
+        let (name, value) = ("lag".to_owned(), Some(2000.0));
+        let reading = SignalReading { name, verdict, reason, evidence: 0.25, value, limit: 1000.0 };
         watched.surroundings.signals = vec![reading];
         assert_eq!(watched.second(ok(50), ok(50)), verdict, "{}", watched.judgement().reason);
         assert_eq!(watched.rule("signal:lag").observed, Some(2000.0));
+        assert_eq!(watched.rule("signal:lag").evidence, 0.25);
     }
 }
 

@@ -85,10 +85,8 @@ fn because(route: &Route, rule: &Evidence) -> String {
             let failed = rule.observed.unwrap_or_default();
             format!("none of its endpoints passed a health check, {failed} times in a row (limit {limit})")
         }
-        other => match other.strip_prefix("signal:") {
-            Some(name) => format!("signal {name}: {}", rule.reason),
-            None => rule.reason.clone(),
-        },
+        // A signal names itself.
+        _ => rule.reason.clone(),
     }
 }
 

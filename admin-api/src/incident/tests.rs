@@ -21,7 +21,7 @@ fn rule(name: &str, limit: f64, bad: u64, blue_bad: u64) -> Evidence {
     Evidence {
         rule: name.to_owned(),
         verdict: Verdict::Breach,
-        reason: "value 1200 has been > 1000 for 300 s".to_owned(),
+        reason: "lag is 1200, above 1000 for 5 min".to_owned(),
         evidence: 1.2,
         limit,
         observed: Some(4.0),
@@ -104,8 +104,8 @@ fn a_sentence_for_every_rule() {
             "60 of 120 copied requests were not answered as blue answers them in 8 s (at least 70 % must be).",
         ),
         (bare("health", 3.0), "none of its endpoints passed a health check, 4 times in a row (limit 3)."),
-        (bare("signal:lag", 1000.0), "signal lag: value 1200 has been > 1000 for 300 s."),
-        (bare("one of tomorrow", 1.0), "value 1200 has been > 1000 for 300 s."),
+        (bare("signal:lag", 1000.0), "lag is 1200, above 1000 for 5 min."),
+        (bare("one of tomorrow", 1.0), "lag is 1200, above 1000 for 5 min."),
     ] {
         let name = rule.rule.clone();
         let told = incident_of(&route("http"), &judgement(vec![rule]), &[]);
@@ -221,7 +221,7 @@ fn it_is_a_page_that_can_be_read() {
         "| Green's share before | 25 % |",
         "| Taken off by | guard |",
         "| | blue (python) | green (go) |",
-        "| error_rate | breach | 1.20 | 0.05 | 4 | 40 | 120 | value 1200 has been > 1000 for 300 s |",
+        "| error_rate | breach | 1.20 | 0.05 | 4 | 40 | 120 | lag is 1200, above 1000 for 5 min |",
         "| first | second 95 | refused | 502 | 127.0.0.1:9002 | answered 502 |",
         "| last | second 99 | refused | 502 | 127.0.0.1:9002 | answered 502 |",
         "## The last 60 s",

@@ -90,29 +90,29 @@ impl Watch {
     pub(super) fn reading(&self, name: &str, now: Instant) -> SignalReading {
         let heard = self.last.filter(|last| last.at >= self.began);
         let quiet = now.saturating_duration_since(heard.map_or(self.began, |heard| heard.at));
-        let (verdict, reason) = match heard {
+        let (verdict, evidence, reason) = match heard {
             _ if quiet > self.expect_every => self.silence(name, quiet),
             None if self.silent == Silent::Ignore => {
-                (Verdict::Pass, format!("{name} has no value yet, which is ignored"))
+                (Verdict::Pass, 0.0, format!("{name} has no value yet, which is ignored"))
             }
-            None => (Verdict::Unknown, format!("{name} has no value yet")),
+            None => (Verdict::Unknown, 0.0, format!("{name} has no value yet")),
             Some(heard) => self.judge(name, &heard),
         };
         let value = heard.map(|heard| heard.value);
-        SignalReading { name: name.to_owned(), verdict, reason, value, limit: self.limit.value }
+        SignalReading { name: name.to_owned(), verdict, reason, evidence, value, limit: self.limit.value }
     }
 
-    fn silence(&self, name: &str, quiet: Duration) -> (Verdict, String) {
-        let (verdict, consequence) = match self.silent {
-            Silent::Hold => (Verdict::Unknown, "so nobody knows"),
-            Silent::Ignore => (Verdict::Pass, "which is ignored"),
-            Silent::Breach => (Verdict::Breach, "which counts as a breach"),
+    fn silence(&self, name: &str, quiet: Duration) -> (Verdict, f64, String) {
+        let (verdict, evidence, consequence) = match self.silent {
+            Silent::Hold => (Verdict::Unknown, 0.0, "so nobody knows"),
+            Silent::Ignore => (Verdict::Pass, 0.0, "which is ignored"),
+            Silent::Breach => (Verdict::Breach, 1.0, "which counts as a breach"),
         };
         let (quiet, expected) = (span(quiet), span(self.expect_every));
-        (verdict, format!("{name} has been silent for {quiet}, longer than {expected}, {consequence}"))
+        (verdict, evidence, format!("{name} has been silent for {quiet}, longer than {expected}, {consequence}"))
     }
 
-    fn judge(&self, name: &str, heard: &Heard) -> (Verdict, String) {
+    fn judge(&self, name: &str, heard: &Heard) -> (Verdict, f64, String) {
         let value = figure(heard.value);
         let side = match self.limit.bad {
             Beyond::Above => "above",
@@ -121,18 +121,20 @@ impl Watch {
         let limit = format!("{side} {}", figure(self.limit.value));
         let lasting = self.limit.lasting;
         let Some(since) = self.bad_since.filter(|_| self.limit.is_bad(heard.value)) else {
-            return (Verdict::Pass, format!("{name} is {value}, not {limit}"));
+            return (Verdict::Pass, 0.0, format!("{name} is {value}, not {limit}"));
         };
         if lasting.is_zero() {
-            return (Verdict::Breach, format!("{name} is {value}, {limit}"));
+            return (Verdict::Breach, 1.0, format!("{name} is {value}, {limit}"));
         }
         // Only as long as values show: it may have been well again since the last one.
         let shown = heard.at.saturating_duration_since(since);
+        let evidence = shown.div_duration_f64(lasting);
         if shown >= lasting {
-            (Verdict::Breach, format!("{name} is {value}, {limit} for {}", span(shown)))
+            (Verdict::Breach, evidence, format!("{name} is {value}, {limit} for {}", span(shown)))
         } else {
             let (shown, lasting) = (span(shown), span(lasting));
-            (Verdict::Unknown, format!("{name} is {value}, {limit} for {shown} so far; a breach after {lasting}"))
+            let reason = format!("{name} is {value}, {limit} for {shown} so far; a breach after {lasting}");
+            (Verdict::Unknown, evidence, reason)
         }
     }
 }
@@ -178,6 +180,7 @@ mod tests {
             }
             let reading = watch.reading("lag", start + at(*second));
             assert_eq!(reading.verdict, *verdict, "at {second} s: {}", reading.reason);
+            assert_eq!(reading.evidence >= 1.0, *verdict == Verdict::Breach, "at {second} s: {}", reading.evidence);
         }
     }
 

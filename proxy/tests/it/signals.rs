@@ -66,8 +66,8 @@ async fn a_scraped_signal_takes_green_off_and_a_webhook_is_told() {
         (&"critical".into(), &"bus".into(), &"trip".into())
     );
     let text = told["text"].as_str().unwrap();
-    assert!(text.starts_with("bus: green (go) was taken off at 50 %: lag is 1700, above 1000 for "), "{text}");
-    assert!(text.contains("everybody is served by blue (python)"), "{text}");
+    assert!(text.contains(" green (go) of bus was taken off: lag is 1700, above 1000 for "), "{text}");
+    assert!(text.ends_with(&format!(" Incident {}.", told["event"]["incident"]["id"].as_str().unwrap())), "{text}");
 }
 
 #[tokio::test]
