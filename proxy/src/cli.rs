@@ -12,6 +12,7 @@ use std::{
     process::ExitCode,
 };
 
+use admin_api::StepForecast;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use config::{Config, Faults};
@@ -55,7 +56,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say everything that is wrong with a configuration file
+    /// Say everything that is wrong with a configuration file, and what can be seen in the steps of its plans
     Check {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
@@ -168,15 +169,29 @@ fn dispatch(command: Command) -> Result<()> {
 
 #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
 fn check(path: &Path, json: bool) -> Result<()> {
-    let (routes, faults) = match Config::load(path) {
-        Ok(config) => (config.routes.len(), Faults(check_files(&config))),
-        Err(faults) => (0, faults),
+    let (routes, steps, faults) = match Config::load(path) {
+        Ok(config) => (config.routes.len(), step_forecasts(&config), Faults(check_files(&config))),
+        Err(faults) => (0, Vec::new(), faults),
     };
     let count = faults.0.len();
     if json {
-        println!("{}", json!({ "ok": count == 0, "routes": routes, "faults": faults }));
+        let steps: Vec<_> = steps
+            .iter()
+            .map(|(place, step)| {
+                json!({
+                    "place": place,
+                    "sentence": step.to_string(),
+                    "requests": step.requests,
+                    "shows": step.shows,
+                    "honest": step.is_honest(),
+                    "honest_bake_seconds": step.honest_bake.as_secs(),
+                })
+            })
+            .collect();
+        println!("{}", json!({ "ok": count == 0, "routes": routes, "faults": faults, "steps": steps }));
     } else if count == 0 {
         println!("{}: ok, {routes} route{}", path.display(), if routes == 1 { "" } else { "s" });
+        steps.iter().for_each(|(place, step)| println!("{place}: {step}"));
     } else {
         println!("{faults}");
     }
@@ -184,6 +199,23 @@ fn check(path: &Path, json: bool) -> Result<()> {
         bail!("{} has {count} fault{}", path.display(), if count == 1 { "" } else { "s" });
     }
     Ok(())
+}
+
+/// The place of each step of a plan of which it is known how much traffic it gets, and what can be seen in it.
+fn step_forecasts(config: &Config) -> Vec<(String, StepForecast)> {
+    let routes = config.routes.iter().enumerate();
+    let plans = routes.filter_map(|(route, settings)| {
+        let plan = settings.plan.as_ref()?;
+        Some((route, settings.guard?, plan.expected_rps?, &plan.steps))
+    });
+    plans
+        .flat_map(|(route, guard, rps, steps)| {
+            steps.iter().enumerate().filter_map(move |(index, step)| {
+                let forecast = StepForecast::new(&guard, rps, step.green, step.bake)?;
+                Some((format!("route[{route}].plan.step[{index}]"), forecast))
+            })
+        })
+        .collect()
 }
 
 /// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.

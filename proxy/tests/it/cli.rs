@@ -237,7 +237,35 @@ fn a_good_file_passes_the_check() {
     assert_eq!((checked.code, checked.err.as_str()), (Some(0), ""));
     assert_eq!(checked.out, format!("{file}: ok, 2 routes\n"));
     let json: Value = serde_json::from_str(&run(&["check", "--json", "--config", file]).out).unwrap();
-    assert_eq!(json, json!({ "ok": true, "routes": 2, "faults": [] }));
+    assert_eq!(json, json!({ "ok": true, "routes": 2, "faults": [], "steps": [] }));
+}
+
+#[test]
+fn the_check_says_what_can_be_seen_in_the_steps_of_a_plan() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("crossfade.toml");
+    let plan = "\
+        [route.plan]\nexpected_rps = 50\n\
+        [[route.plan.step]]\ngreen = 1\nbake = \"60s\"\n\
+        [[route.plan.step]]\ngreen = 50\nbake = \"10m\"\n";
+    let bus = Route::tcp(free_address(), free_address());
+    fs::write(&file, format!("{}{bus}{plan}", Route::mqtt(free_address(), free_address()))).unwrap();
+    let file = file.to_str().unwrap();
+    let checked = run(&["check", "--config", file]);
+    assert_eq!((checked.code, checked.err.as_str()), (Some(0), ""), "{}", checked.out);
+    let said: Vec<&str> = checked.out.lines().skip(1).collect();
+    let [first, second] = said.as_slice() else { panic!("{}", checked.out) };
+    assert_eq!(
+        *first,
+        "route[1].plan.step[0]: 1 % for 60 s at 50 requests/s is 30 requests: only a failure of half of them shows; \
+         bake at least 306 s"
+    );
+    assert!(
+        second.starts_with("route[1].plan.step[1]: 50 % for 600 s at 50 requests/s is 15000 requests: a failure of ")
+    );
+    let json: Value = serde_json::from_str(&run(&["check", "--json", "--config", file]).out).unwrap();
+    let step = |index: usize| (&json["steps"][index]["honest"], &json["steps"][index]["honest_bake_seconds"]);
+    assert_eq!([step(0), step(1)], [(&json!(false), &json!(306)), (&json!(true), &json!(7))]);
 }
 
 /// Little enough for a build that is not optimized.

@@ -91,8 +91,8 @@ fn calms() -> Vec<Calm> {
         calm("one client breaks its requests, 20 % of green's", Scenario { broken_client: 0.2, ..usual }, None, 0.1),
         calm("a hundredth of all is green's", Scenario { share: 0.01, ..usual }, None, 0.02),
         calm("a hundredth of all is blue's", Scenario { share: 0.99, ..usual }, None, 0.1),
-        calm("green exactly on the limit, 5 % errors", usual, Some(at_limit), 0.1),
-        calm("green exactly on the limit, twice as slow", usual, Some(twice_as_slow), 0.1),
+        calm("green exactly on the limit, 5 % errors", usual, Some(at_limit), 0.2),
+        calm("green exactly on the limit, twice as slow", usual, Some(twice_as_slow), 0.2),
     ]
 }
 
