@@ -160,7 +160,7 @@ impl Incident {
             id: id(&route.name, tripped.revision, at),
             route: route.name.clone(),
             at: rfc3339(at),
-            summary: sentence::summary(route, judgement, telling, at),
+            summary: sentence::summary(trip, telling),
             verdict: judgement.verdict,
             reason: judgement.reason.clone(),
             rule: telling.map(|rule| rule.rule.clone()).unwrap_or_default(),

@@ -1,41 +1,44 @@
 //! A trip in words for people who do not know the guard: what was taken off, why, and who serves now.
 
-use config::{Protocol, Route};
-use time::OffsetDateTime;
+use config::{Protocol, Route, Split};
 
-use crate::{Evidence, Judgement};
+use super::Trip;
+use crate::Evidence;
 
 /// "At 14:03 UTC green (go) of shop was taken off: 37 of 120 requests failed in 8 s (limit 5 %), while blue failed 0 of
 /// 118. Everyone is served by blue (python)."
 ///
 /// `telling`: the rule that decided, if there is one.
-pub(super) fn summary(route: &Route, judgement: &Judgement, telling: Option<&Evidence>, at: OffsetDateTime) -> String {
+pub(super) fn summary(trip: &Trip<'_>, telling: Option<&Evidence>) -> String {
+    let Trip { route, judgement, before, at, .. } = trip;
     let (hour, minute) = (at.hour(), at.minute());
-    let because = telling.map_or_else(|| judgement.reason.clone(), |rule| because(route, rule));
+    let (green, blue) = (&route.green.label, &route.blue.label);
+    // A plan may begin with copies of requests, before green has a share.
+    let had_share = before.split > Split::NONE;
+    let what = match route.protocol {
+        Protocol::Http if had_share => "requests",
+        Protocol::Http => "copied requests",
+        Protocol::Mqtt | Protocol::Tcp => "connections",
+    };
+    let done = if had_share { "was taken off" } else { "was stopped before it had a share" };
+    let because = telling.map_or_else(|| judgement.reason.clone(), |rule| because(route, what, rule));
     let shared = if judgement.shared_cause {
         " Blue broke the limit as well, and this route is set to roll back all the same."
     } else {
         ""
     };
     let now = match route.protocol {
-        Protocol::Http => format!("Everyone is served by blue ({}).", route.blue.label),
-        Protocol::Mqtt | Protocol::Tcp => format!(
-            "New connections go to blue ({}); those that are open stay with green until they end.",
-            route.blue.label
-        ),
+        _ if !had_share => format!("Everyone is served by blue ({blue}), as before."),
+        Protocol::Http => format!("Everyone is served by blue ({blue})."),
+        Protocol::Mqtt | Protocol::Tcp => {
+            format!("New connections go to blue ({blue}); those that are open stay with green until they end.")
+        }
     };
-    format!(
-        "At {hour:02}:{minute:02} UTC green ({}) of {} was taken off: {because}.{shared} {now}",
-        route.green.label, route.name
-    )
+    format!("At {hour:02}:{minute:02} UTC green ({green}) of {} {done}: {because}.{shared} {now}", route.name)
 }
 
-/// What the rule saw.
-fn because(route: &Route, rule: &Evidence) -> String {
-    let what = match route.protocol {
-        Protocol::Http => "requests",
-        Protocol::Mqtt | Protocol::Tcp => "connections",
-    };
+/// What the rule saw of `what`: requests, or connections.
+fn because(route: &Route, what: &str, rule: &Evidence) -> String {
     let Evidence { bad, of, blue_bad, blue_of, limit, window_seconds: seconds, .. } = rule;
     let seen = |verb: &str| format!("{bad} of {of} {what} {verb} in {seconds} s");
     let while_blue = |verb: &str| match blue_of {

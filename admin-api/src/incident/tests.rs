@@ -60,7 +60,12 @@ fn at() -> OffsetDateTime {
 }
 
 fn incident_of(route: &config::Route, judgement: &Judgement, seconds: &[Arc<Second>]) -> Incident {
-    let before = Recorded { split: Split::from_percent(25.0).unwrap(), revision: 7, ..Recorded::default() };
+    incident_at(25.0, route, judgement, seconds)
+}
+
+/// With green at `percent` before.
+fn incident_at(percent: f64, route: &config::Route, judgement: &Judgement, seconds: &[Arc<Second>]) -> Incident {
+    let before = Recorded { split: Split::from_percent(percent).unwrap(), revision: 7, ..Recorded::default() };
     let tripped = Recorded { revision: 8, ..Recorded::default() };
     Incident::of(&Trip { route, judgement, seconds, before: &before, tripped: &tripped, actor: "guard", at: at() })
 }
@@ -118,6 +123,10 @@ fn a_sentence_for_every_rule() {
         let open = " New connections go to blue (python); those that are open stay with green until they end.";
         assert!(summary.ends_with(open), "{summary}");
     }
+    let copies = incident_at(0.0, &route("http"), &judgement(vec![rule("error_rate", 0.05, 37, 0)]), &[]).summary;
+    let expected = "At 14:03 UTC green (go) of shop was stopped before it had a share: 37 of 120 copied requests failed in 8 s \
+                    (limit 5 %), while blue failed 0 of 118. Everyone is served by blue (python), as before.";
+    assert_eq!(copies, expected);
     let shared = Judgement { shared_cause: true, ..judgement(vec![rule("error_rate", 0.05, 37, 40)]) };
     let summary = incident_of(&route("http"), &shared, &[]).summary;
     assert!(summary.contains(" Blue broke the limit as well, and this route is set to roll back all the same."));
