@@ -633,7 +633,7 @@ impl Control {
                 drop(turn);
                 self.settle(view).await
             }
-            Step::Raise { before, raised } => self.loosen(&turn, change, &before, raised).await.map_err(audited),
+            Step::Raise { before, raised } => self.loosen(&turn, change, &before, *raised).await.map_err(audited),
         }
     }
 
@@ -655,8 +655,8 @@ impl Control {
             // Without the turn this is only a look ahead.
             let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
             let plan = taken_over(&entry.live, change, split);
-            let raised = Recorded { split, revision, latch: None, plan };
-            return Ok(Step::Raise { before: entry.live.clone(), raised });
+            let raised = Box::new(Recorded { split, revision, latch: None, plan });
+            return Ok(Step::Raise { before: Box::new(entry.live.clone()), raised });
         }
         if split < entry.live.split {
             let plan = taken_over(&entry.live, change, split);
@@ -1100,7 +1100,7 @@ enum Step {
     /// Live, or nothing to do; what is left is the disk.
     Done(RouteView),
     /// `before`: the state it was decided on.
-    Raise { before: Recorded, raised: Recorded },
+    Raise { before: Box<Recorded>, raised: Box<Recorded> },
 }
 
 struct Change {

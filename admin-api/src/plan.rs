@@ -444,7 +444,8 @@ impl Measured {
         let mut missed = Vec::new();
         for (name, limit, value, bad) in asked {
             let Some(value) = value else { return Met::Unmeasured(name) };
-            if if bad == "below" { value < limit } else { value > limit } {
+            let is_missed = if bad == "below" { value < limit } else { value > limit };
+            if is_missed {
                 missed.push(format!("its {name} was {value:.3}, {bad} the {limit} that the plan requires"));
             }
         }
