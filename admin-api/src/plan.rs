@@ -59,6 +59,8 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [Self; 5] = [Self::Running, Self::Paused, Self::Done, Self::Aborted, Self::RolledBack];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -237,6 +239,10 @@ impl Run {
     /// Something may still come of it.
     pub fn is_live(&self) -> bool {
         matches!(self.state, State::Running | State::Paused)
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.state == State::Running
     }
 
     /// The step that bakes, or whose gates are waited for. `None`: all are done.

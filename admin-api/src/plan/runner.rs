@@ -31,7 +31,7 @@ impl Planner {
     /// of the route's.
     pub fn tick(&self, watched: &Watched, second: &Second, judgement: &Arc<Judgement>, signals: &[SignalReading]) {
         let route = &watched.route;
-        let Some(run) = self.control.plan(route).filter(|run| run.state == State::Running) else {
+        let Some(run) = self.control.plan(route).filter(|run| run.is_running()) else {
             return self.webhooks.forget(route);
         };
         let known = match run.gates() {
