@@ -300,7 +300,8 @@ impl Control {
         .await
     }
 
-    /// Clears a route's latch, if it has one, and the guard's evidence. Arguments and errors: as of [`Self::set_split`].
+    /// Clears a route's latch, if it has one, and the guard's evidence. Arguments and errors: as of
+    /// [`Self::set_split`].
     pub async fn reset(
         self: &Arc<Self>,
         route: &str,
@@ -433,8 +434,8 @@ impl Control {
         self.now.lock().announcer.subscribe()
     }
 
-    /// Routes whose green gets traffic, or whose plan runs, with a guard that is armed; none while frozen. Forgets what was
-    /// thought of the others, but for latched ones.
+    /// Routes whose green gets traffic, or whose plan runs, with a guard that is armed; none while frozen. Forgets what
+    /// was thought of the others, but for latched ones.
     pub fn watched(&self) -> Vec<Watched> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
@@ -749,7 +750,8 @@ impl Control {
         view
     }
 
-    /// The end of [`Self::loosen`]: live, if nothing has come between. `after`: what ends the evidence, if it is cleared.
+    /// The end of [`Self::loosen`]: live, if nothing has come between. `after`: what ends the evidence, if it is
+    /// cleared.
     fn loosened(
         &self,
         change: &Change,
@@ -973,8 +975,8 @@ impl Now {
         Refusal::UnknownRoute { route: route.to_owned(), known }
     }
 
-    /// The route that a change is for. Errors: nothing may change, there is no such route, or it has another revision than
-    /// `if_match`.
+    /// The route that a change is for. Errors: nothing may change, there is no such route, or it has another revision
+    /// than `if_match`.
     fn matching(&mut self, route: &str, if_match: Option<u64>) -> Result<&mut Entry, Refusal> {
         if self.frozen {
             return Err(Refusal::Frozen);

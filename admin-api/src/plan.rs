@@ -1,7 +1,8 @@
-//! A plan that was started: how far it is, what it has collected, and what comes next. No I/O, no clock: a second at a time.
+//! A plan that was started: how far it is, what it has collected, and what comes next. No I/O, no clock: a second at a
+//! time.
 //!
-//! A step is entered when its gates are open, bakes while the guard says `pass`, and is done when it has its bake, enough
-//! outcomes, and what it requires. What is not known never lets a plan go on.
+//! A step is entered when its gates are open, bakes while the guard says `pass`, and is done when it has its bake,
+//! enough outcomes, and what it requires. What is not known never lets a plan go on.
 
 mod runner;
 mod webhook;
@@ -382,8 +383,8 @@ impl Run {
         self.changed = stamp;
     }
 
-    /// Goes on with what it has. Where green has another share by now, the plan gives it back its own, and bakes the step
-    /// anew.
+    /// Goes on with what it has. Where green has another share by now, the plan gives it back its own, and bakes the
+    /// step anew.
     pub fn resume(&mut self, live: Split, stamp: Stamp) {
         if self.share().is_some_and(|share| share != live) {
             let step = if self.entered { self.step } else { self.step - 1 };

@@ -1,5 +1,5 @@
-//! What is done about plans. A plan changes with its route's state and in the same record: what goes on loosens, what stops
-//! tightens.
+//! What is done about plans. A plan changes with its route's state and in the same record: what goes on loosens, what
+//! stops tightens.
 
 use std::sync::Arc;
 

@@ -49,7 +49,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 const FORGOTTEN: Duration = Duration::from_secs(20);
 
 impl Webhooks {
-    /// Why it has not said yes yet. The first call begins to ask; it is asked until it says yes, or the question changes.
+    /// Why it has not said yes yet. The first call begins to ask; it is asked until it says yes, or the question
+    /// changes.
     pub(super) fn ask(&self, url: &Url, question: Question) -> Option<String> {
         let mut asked = self.asked.lock();
         if let Some(asked) = asked.get_mut(&question.route)
