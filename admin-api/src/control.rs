@@ -300,7 +300,8 @@ impl Control {
         .await
     }
 
-    /// Clears a route's latch, if it has one, and the guard's evidence. Arguments and errors: as of [`Self::set_split`].
+    /// Clears a route's latch, if it has one, and the guard's evidence. Arguments and errors: as of
+    /// [`Self::set_split`].
     pub async fn reset(
         self: &Arc<Self>,
         route: &str,
@@ -331,7 +332,7 @@ impl Control {
         let settings = config.routes.iter().find(|settings| settings.name == route)?;
         let entry = now.routes.get_mut(route).filter(|_| !now.frozen)?;
         // A plan whose green gets nothing but copies so far ends as well.
-        let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
+        let planned = entry.live.plan.as_ref().is_some_and(Run::is_running);
         if entry.epoch != epoch || entry.live.latch.is_some() || (entry.live.split == Split::NONE && !planned) {
             return None;
         }
@@ -433,8 +434,8 @@ impl Control {
         self.now.lock().announcer.subscribe()
     }
 
-    /// Routes whose green gets traffic, or whose plan is live, with a guard that is armed; none while frozen. Forgets what was thought of the
-    /// others, but for latched ones.
+    /// Routes whose green gets traffic, or whose plan runs, with a guard that is armed; none while frozen. Forgets what
+    /// was thought of the others, but for latched ones.
     pub fn watched(&self) -> Vec<Watched> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
@@ -449,7 +450,7 @@ impl Control {
                 continue;
             }
             let split = entry.live.split;
-            let planned = entry.live.plan.as_ref().is_some_and(Run::is_live);
+            let planned = entry.live.plan.as_ref().is_some_and(Run::is_running);
             match route.guard.filter(|_| split > Split::NONE || planned) {
                 Some(policy) => {
                     let (revision, after, epoch) = (entry.live.revision, entry.after, entry.epoch);
@@ -625,15 +626,15 @@ impl Control {
         // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
         let step = self.decide(change, split, if_match, None).map_err(audited)?;
         if let Step::Done(view) = step {
-            return self.settle(view).await;
+            return self.settle(*view).await;
         }
         let turn = self.turn.lock().await;
         match self.decide(change, split, if_match, Some(&turn)).map_err(audited)? {
             Step::Done(view) => {
                 drop(turn);
-                self.settle(view).await
+                self.settle(*view).await
             }
-            Step::Raise { before, raised } => self.loosen(&turn, change, &before, raised).await.map_err(audited),
+            Step::Raise { before, raised } => self.loosen(&turn, change, &before, *raised).await.map_err(audited),
         }
     }
 
@@ -655,15 +656,15 @@ impl Control {
             // Without the turn this is only a look ahead.
             let revision = if turn.is_some() { entry.reserve_revision() } else { entry.next_revision };
             let plan = taken_over(&entry.live, change, split);
-            let raised = Recorded { split, revision, latch: None, plan };
-            return Ok(Step::Raise { before: entry.live.clone(), raised });
+            let raised = Box::new(Recorded { split, revision, latch: None, plan });
+            return Ok(Step::Raise { before: Box::new(entry.live.clone()), raised });
         }
         if split < entry.live.split {
             let plan = taken_over(&entry.live, change, split);
             let lowered = Recorded { split, revision: entry.reserve_revision(), plan, ..entry.live.clone() };
             self.go_live(now, change, lowered, OffsetDateTime::now_utc());
         }
-        now.view(&change.route).map(Step::Done).ok_or_else(|| now.unknown(&change.route))
+        now.view(&change.route).map(|view| Step::Done(Box::new(view))).ok_or_else(|| now.unknown(&change.route))
     }
 
     fn roll_back(&self, change: &Change) -> Result<RouteView, Refusal> {
@@ -749,7 +750,8 @@ impl Control {
         view
     }
 
-    /// The end of [`Self::loosen`]: live, if nothing has come between. `after`: what ends the evidence, if it is cleared.
+    /// The end of [`Self::loosen`]: live, if nothing has come between. `after`: what ends the evidence, if it is
+    /// cleared.
     fn loosened(
         &self,
         change: &Change,
@@ -973,8 +975,8 @@ impl Now {
         Refusal::UnknownRoute { route: route.to_owned(), known }
     }
 
-    /// The route that a change is for. Errors: nothing may change, there is no such route, or it has another revision than
-    /// `if_match`.
+    /// The route that a change is for. Errors: nothing may change, there is no such route, or it has another revision
+    /// than `if_match`.
     fn matching(&mut self, route: &str, if_match: Option<u64>) -> Result<&mut Entry, Refusal> {
         if self.frozen {
             return Err(Refusal::Frozen);
@@ -1098,9 +1100,9 @@ fn cut(text: &str, most: usize) -> String {
 
 enum Step {
     /// Live, or nothing to do; what is left is the disk.
-    Done(RouteView),
+    Done(Box<RouteView>),
     /// `before`: the state it was decided on.
-    Raise { before: Recorded, raised: Recorded },
+    Raise { before: Box<Recorded>, raised: Box<Recorded> },
 }
 
 struct Change {
@@ -1180,7 +1182,7 @@ fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
 /// The plan of a route whose split somebody else changes: it waits until somebody resumes it.
 fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
     let mut plan = live.plan.clone();
-    if let Some(run) = plan.as_mut().filter(|run| run.state == State::Running) {
+    if let Some(run) = plan.as_mut().filter(|run| run.is_running()) {
         let reason = format!("{} set green to {split}", change.actor.name);
         run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
     }

@@ -1,7 +1,8 @@
-//! A plan that was started: how far it is, what it has collected, and what comes next. No I/O, no clock: a second at a time.
+//! A plan that was started: how far it is, what it has collected, and what comes next. No I/O, no clock: a second at a
+//! time.
 //!
-//! A step is entered when its gates are open, bakes while the guard says `pass`, and is done when it has its bake, enough
-//! outcomes, and what it requires. What is not known never lets a plan go on.
+//! A step is entered when its gates are open, bakes while the guard says `pass`, and is done when it has its bake,
+//! enough outcomes, and what it requires. What is not known never lets a plan go on.
 
 mod runner;
 mod webhook;
@@ -59,6 +60,8 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [Self; 5] = [Self::Running, Self::Paused, Self::Done, Self::Aborted, Self::RolledBack];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -239,6 +242,10 @@ impl Run {
         matches!(self.state, State::Running | State::Paused)
     }
 
+    pub fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
     /// The step that bakes, or whose gates are waited for. `None`: all are done.
     pub fn current(&self) -> Option<&Step> {
         self.plan.steps.get(self.step)
@@ -376,8 +383,8 @@ impl Run {
         self.changed = stamp;
     }
 
-    /// Goes on with what it has. Where green has another share by now, the plan gives it back its own, and bakes the step
-    /// anew.
+    /// Goes on with what it has. Where green has another share by now, the plan gives it back its own, and bakes the
+    /// step anew.
     pub fn resume(&mut self, live: Split, stamp: Stamp) {
         if self.share().is_some_and(|share| share != live) {
             let step = if self.entered { self.step } else { self.step - 1 };
@@ -444,7 +451,8 @@ impl Measured {
         let mut missed = Vec::new();
         for (name, limit, value, bad) in asked {
             let Some(value) = value else { return Met::Unmeasured(name) };
-            if if bad == "below" { value < limit } else { value > limit } {
+            let is_missed = if bad == "below" { value < limit } else { value > limit };
+            if is_missed {
                 missed.push(format!("its {name} was {value:.3}, {bad} the {limit} that the plan requires"));
             }
         }

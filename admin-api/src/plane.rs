@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RouteState {
     pub split: Split,
-    /// Counts the changes of this route's split or latch, from 1. 0: never recorded.
+    /// Counts the changes of this route's split, latch or plan, from 1. 0: never recorded.
     pub revision: u64,
     /// Tripped or rolled back by hand: green may not rise until a reset.
     pub latched: bool,

@@ -122,8 +122,11 @@ fn lift(document: &Document, table: &mut Table<'_>, base: &Path) -> Option<Confi
         .unwrap_or_default();
     listeners::check(document, &drafts, admin.as_ref().map(|admin| admin.listen));
     // A route without a name cannot be waited for.
-    let plans = drafts.iter().filter_map(|draft| Some((draft.name.clone()?, draft.after.clone())));
-    plan::check_order(document, plans.collect());
+    let plans = drafts.iter().filter_map(|draft| {
+        let (route, after) = (draft.name.clone()?, draft.after.clone());
+        Some(plan::Waits { route, after })
+    });
+    plan::check_order(document, &plans.collect::<Vec<_>>());
     let routes: Option<Vec<_>> = drafts.into_iter().map(|draft| draft.route).collect();
     let alerts: Option<Vec<_>> = alerts.into_iter().collect();
     Some(Config { server, admin: admin?, alerts: alerts?, routes: routes? })

@@ -18,8 +18,8 @@ pub struct Plan {
     /// How long blue stays a hot standby after the last step, with the guard armed. Whole seconds. Default: not at all.
     #[serde(with = "seconds")]
     pub observe: Duration,
-    /// Requests or connections a second of the whole route that its owner reckons with. Changes nothing that runs: it is
-    /// what can be said of a step beforehand.
+    /// Requests or connections a second of the whole route that its owner reckons with. Changes nothing that runs: it
+    /// is what can be said of a step beforehand.
     pub expected_rps: Option<f64>,
 }
 

@@ -9,7 +9,9 @@ use http::{Uri, header};
 use tokio::time::Instant;
 
 use super::{Problem, Shared, State, body::Fields, status::VERSION};
-use crate::{Alerts, Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, SignalView, Verdict};
+use crate::{
+    Alerts, Control, MetricKind, MirrorObservation, Observation, Outcome, RouteView, SignalView, Verdict, plan,
+};
 
 /// Prometheus text
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Exposition format 0.0.4", body = String, content_type = "text/plain")))]
@@ -98,13 +100,26 @@ fn write_states(out: &mut Exposition, control: &Control, routes: &[(RouteView, O
             out.sample("crossfade_split_ratio", &labels(view, arm), share.percent() / 100.0);
         }
     }
-    out.family("crossfade_split_revision", GAUGE, "Grows with every change of split or latch");
+    out.family("crossfade_split_revision", GAUGE, "Grows with every change of split, latch or plan");
     for (view, _) in routes {
         out.sample("crossfade_split_revision", &[("route", &view.route)], view.recorded.revision);
     }
     out.family("crossfade_latched", GAUGE, "1: green may not rise until a reset");
     for (view, _) in routes {
         out.sample("crossfade_latched", &[("route", &view.route)], u8::from(view.recorded.latch.is_some()));
+    }
+    out.family("crossfade_plan_state", GAUGE, "1 for the state of the plan that was started last, 0 for the others");
+    for (view, _) in routes {
+        let Some(run) = &view.recorded.plan else { continue };
+        for state in plan::State::ALL {
+            let labels = [("route", view.route.as_str()), ("state", state.as_str())];
+            out.sample("crossfade_plan_state", &labels, u8::from(run.state == state));
+        }
+    }
+    out.family("crossfade_plan_step", GAUGE, "The step that bakes or is to begin, from 1; one more when all are done");
+    for (view, _) in routes {
+        let Some(run) = &view.recorded.plan else { continue };
+        out.sample("crossfade_plan_step", &[("route", &view.route)], run.step + 1);
     }
     out.family("crossfade_persisted", GAUGE, "0: what is live could not be recorded yet");
     for (view, _) in routes {

@@ -171,8 +171,8 @@ pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem
     }
 }
 
-/// Starts a route's plan: the configured one, or one that is sent. It begins with the first step that is not below green's
-/// share
+/// Starts a route's plan: the configured one, or one that is sent. It begins with the first step that is not below
+/// green's share
 #[utoipa::path(
     post,
     path = "/plan/start",
@@ -216,8 +216,8 @@ pub(super) async fn pause(
     steer(&state, &caller, request, Wanted::Pause).await
 }
 
-/// Resumes a route's plan, with what it had collected. Where somebody gave green another share meanwhile, it gets back that
-/// of the step, which begins anew
+/// Resumes a route's plan, with what it had collected. Where somebody gave green another share meanwhile, it gets back
+/// that of the step, which begins anew
 #[utoipa::path(
     post,
     path = "/plan/resume",
@@ -261,8 +261,8 @@ pub(super) async fn approve(
     steer(&state, &caller, request, Wanted::Approve).await
 }
 
-/// Says that what a route's plan waits for now does not matter: the gates of the step that is to begin, or else what its step
-/// lacks to be done. The guard goes on guarding
+/// Says that what a route's plan waits for now does not matter: the gates of the step that is to begin, or else what
+/// its step lacks to be done. The guard goes on guarding
 #[utoipa::path(
     post,
     path = "/plan/skip",

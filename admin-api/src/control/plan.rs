@@ -1,5 +1,5 @@
-//! What is done about plans. A plan changes with its route's state and in the same record: what goes on loosens, what stops
-//! tightens.
+//! What is done about plans. A plan changes with its route's state and in the same record: what goes on loosens, what
+//! stops tightens.
 
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ impl Control {
         if entry.epoch != watched.epoch || entry.live.revision != watched.revision || entry.entering {
             return;
         }
-        let Some(run) = entry.live.plan.as_mut().filter(|run| run.state == State::Running) else { return };
+        let Some(run) = entry.live.plan.as_mut().filter(|run| run.is_running()) else { return };
         let ticked = run.tick(inputs);
         let mut run = run.clone();
         if ticked.progress {
@@ -180,7 +180,7 @@ impl Control {
             now.config.routes.iter().filter(|route| route.guard.is_none()).map(|route| route.name.clone()).collect();
         for route in unguarded {
             let Some(entry) = now.routes.get_mut(&route) else { continue };
-            let Some(mut run) = entry.live.plan.clone().filter(|run| run.state == State::Running) else { continue };
+            let Some(mut run) = entry.live.plan.clone().filter(|run| run.is_running()) else { continue };
             let change = Change {
                 action: "plan-pause",
                 route,
@@ -279,6 +279,9 @@ pub(super) fn happened(change: &Change, before: &Recorded, after: &Recorded) -> 
     let was = before.plan.as_ref();
     let news_is = match (was, run.state) {
         (Some(was), _) if was == run => return None,
+        (Some(was), State::Running | State::Paused) if run.approved.is_some() && was.approved.is_none() => {
+            PlanNews::Approved
+        }
         (was, State::Running) if was.is_none_or(|was| !was.is_live()) => PlanNews::Started,
         (_, State::Paused) => PlanNews::Paused,
         (_, State::Aborted) => PlanNews::Aborted,
@@ -286,7 +289,6 @@ pub(super) fn happened(change: &Change, before: &Recorded, after: &Recorded) -> 
         (_, State::Done) => PlanNews::Done,
         (Some(was), State::Running) if run.waived && !was.waived && change.action == "plan-skip" => PlanNews::Skipped,
         (Some(was), State::Running) if was.state == State::Paused => PlanNews::Resumed,
-        (Some(was), State::Running) if run.approved.is_some() && was.approved.is_none() => PlanNews::Approved,
         (_, State::Running) if run.entered => PlanNews::Entered,
         (_, State::Running) => PlanNews::StepDone,
     };

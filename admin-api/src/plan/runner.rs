@@ -27,11 +27,11 @@ impl Planner {
         Self { control, webhooks: Webhooks::default() }
     }
 
-    /// One second of a route that was judged. `second`: what was judged; with green at 0 that is the copies. `signals`: all
-    /// of the route's.
+    /// One second of a route that was judged. `second`: what was judged; with green at 0 that is the copies. `signals`:
+    /// all of the route's.
     pub fn tick(&self, watched: &Watched, second: &Second, judgement: &Arc<Judgement>, signals: &[SignalReading]) {
         let route = &watched.route;
-        let Some(run) = self.control.plan(route).filter(|run| run.state == State::Running) else {
+        let Some(run) = self.control.plan(route).filter(|run| run.is_running()) else {
             return self.webhooks.forget(route);
         };
         let known = match run.gates() {

@@ -307,8 +307,8 @@ fn what_is_recorded_is_read_again_as_it_was() {
     assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run, "{text}");
 }
 
-/// Whatever happens in whatever order: no panic, green only ever gets a share of the plan, never a step's without its bake
-/// or somebody's word, and an unknown or bad second earns nothing.
+/// Whatever happens in whatever order: no panic, green only ever gets a share of the plan, never a step's without its
+/// bake or somebody's word, and an unknown or bad second earns nothing.
 #[test]
 fn nothing_makes_a_plan_go_on_that_should_not() {
     let seed = std::env::var("PLAN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));

@@ -1,12 +1,16 @@
 //! Asks webhooks whether a step may begin. Each route has one question at most, and an answer lasts until the next one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use config::{Split, Url};
 use http::{HeaderMap, HeaderValue, Method, header};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{outbound::Outbound, percent};
 
@@ -33,25 +37,32 @@ pub(super) struct Webhooks {
 struct Asked {
     question: Question,
     url: Url,
+    /// When somebody last wanted to know.
+    wanted: Instant,
     /// Why it has not said yes; `None`: it has.
     no: Option<String>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(10);
+/// A route that is judged no more asks for nothing, and says nothing.
+const FORGOTTEN: Duration = Duration::from_secs(20);
 
 impl Webhooks {
-    /// Why it has not said yes yet. The first call begins to ask; it is asked until it says yes, or the question changes.
+    /// Why it has not said yes yet. The first call begins to ask; it is asked until it says yes, or the question
+    /// changes.
     pub(super) fn ask(&self, url: &Url, question: Question) -> Option<String> {
         let mut asked = self.asked.lock();
-        if let Some(asked) = asked.get(&question.route)
+        if let Some(asked) = asked.get_mut(&question.route)
             && asked.question == question
             && asked.url == *url
         {
+            asked.wanted = Instant::now();
             return asked.no.clone();
         }
         let no = "is being asked".to_owned();
-        let new = Asked { question: question.clone(), url: url.clone(), no: Some(no.clone()) };
+        let wanted = Instant::now();
+        let new = Asked { question: question.clone(), url: url.clone(), wanted, no: Some(no.clone()) };
         asked.insert(question.route.clone(), new);
         drop(asked);
         tokio::spawn(keep_asking(self.outbound.clone(), Arc::downgrade(&self.asked), url.clone(), question));
@@ -65,7 +76,7 @@ impl Webhooks {
 
 async fn keep_asking(
     outbound: Arc<Outbound>,
-    asked: std::sync::Weak<Mutex<BTreeMap<String, Asked>>>,
+    asked: Weak<Mutex<BTreeMap<String, Asked>>>,
     url: Url,
     question: Question,
 ) {
@@ -81,11 +92,15 @@ async fn keep_asking(
         let yes = no.is_none();
         {
             let Some(asked) = asked.upgrade() else { return };
-            let mut asked = asked.lock();
+            let mut all = asked.lock();
             // Somebody asks something else by now, or nothing.
-            let Some(asked) = asked.get_mut(&question.route).filter(|a| a.question == question && a.url == url) else {
+            let Some(asked) = all.get_mut(&question.route).filter(|a| a.question == question && a.url == url) else {
                 return;
             };
+            if asked.wanted.elapsed() > FORGOTTEN {
+                all.remove(&question.route);
+                return;
+            }
             asked.no = no;
         }
         if yes {

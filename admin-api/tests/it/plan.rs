@@ -1,6 +1,7 @@
 //! Plans and the order of disk and live.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use admin_api::{
-    Control, Guardian, Happened, PlanChange, PlanNews, Refusal, StateStore,
+    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, StateStore,
     plan::{Run, State},
 };
 use config::{Config, Gates, Otherwise, Plan, Require, Route, Step};
@@ -304,6 +305,29 @@ async fn waves_begin_when_those_before_are_done() {
     })
     .await;
     site.pass_until("the shop follows", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
+async fn a_signal_opens_its_gate() {
+    let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:80\"\n\
+                [[route.signal]]\nname = \"lag\"\nlimit = \"> 1000\"\n\
+                [[route.plan.step]]\ngreen = 10\nbake = \"1s\"\nsignal = \"lag\"\n\
+                [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n";
+    let config = Arc::new(Config::parse(text, Path::new("")).unwrap());
+    let wanted = config.routes[0].plan.clone().unwrap();
+    let site = Site::open(config, Arc::default()).await;
+    site.change(start(wanted)).await.unwrap();
+    (0..20).for_each(|_| site.second());
+    let wait = site.control.state("shop").unwrap().wait.unwrap().to_string();
+    assert!(wait.starts_with("a signal: lag: "), "{wait}");
+    assert_eq!(site.live(), 0.0);
+    // What was heard before green started says nothing about it: it is heard again.
+    let heard = || drop(site.control.signals().push("shop", "lag", 17.0, None, Moment::now()).unwrap());
+    site.pass_until("it passes", |run| {
+        heard();
+        run.state == State::Done
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -56,10 +56,10 @@ impl Plan {
         let others = others.map(|other| {
             let steps = other.plan.iter().flat_map(|plan| &plan.steps);
             let after = steps.flat_map(|step| &step.gates.after).map(|name| (Spot::default(), name.clone())).collect();
-            (other.name.clone(), other.plan.is_some().then_some(after))
+            Waits { route: other.name.clone(), after: other.plan.is_some().then_some(after) }
         });
-        let this = (route.name.clone(), Some(draft.after));
-        check_order(&document, [this].into_iter().chain(others).collect());
+        let this = Waits { route: route.name.clone(), after: Some(draft.after) };
+        check_order(&document, &[this].into_iter().chain(others).collect::<Vec<_>>());
         let faults = document.into_faults();
         match draft.plan {
             Some(plan) if faults.is_empty() => Ok(plan),
@@ -212,34 +212,39 @@ fn number(value: Option<Value<'_>>, range: impl Fn(f64) -> bool, cure: &str) -> 
     Some(number)
 }
 
+/// What the plan of a route waits for.
+pub(super) struct Waits {
+    pub(super) route: String,
+    /// Other routes, and where it says so. `None`: it has no plan.
+    pub(super) after: Option<Vec<(Spot, String)>>,
+}
+
 /// Reports what can never be done: plans that wait for a route that there is not, for one without a plan, or for each
-/// other.
-///
-/// `plans`: of every route its name and, if it has a plan, the routes that this one waits for and where it says so.
-pub(super) fn check_order(document: &Document, plans: Vec<(String, Option<Vec<(Spot, String)>>)>) {
-    let index: HashMap<&str, usize> = plans.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect();
-    for (spot, name) in plans.iter().filter_map(|(_, after)| after.as_ref()).flatten() {
-        let flaw = match index.get(name.as_str()).map(|at| &plans[*at]) {
-            Some((_, Some(_))) => continue,
-            Some((_, None)) => Flaw::new(
+/// other. `plans`: of every route.
+pub(super) fn check_order(document: &Document, plans: &[Waits]) {
+    let index: HashMap<&str, usize> = plans.iter().enumerate().map(|(at, plan)| (plan.route.as_str(), at)).collect();
+    for (spot, name) in plans.iter().filter_map(|plan| plan.after.as_ref()).flatten() {
+        let flaw = match index.get(name.as_str()).map(|at| &plans[*at].after) {
+            Some(Some(_)) => continue,
+            Some(None) => Flaw::new(
                 format!("route {name} has no plan, so that it is never done"),
                 format!("give {name} a [route.plan], or remove it here"),
             ),
             None => {
-                let known: Vec<&str> = plans.iter().map(|(name, _)| name.as_str()).take(20).collect();
+                let known: Vec<&str> = plans.iter().map(|plan| plan.route.as_str()).take(20).collect();
                 Flaw::new(format!("there is no route {}", quoted(name)), format!("write one of {}", known.join(", ")))
             }
         };
         document.fault(spot, flaw);
     }
-    let mut walk = Walk { document, plans: &plans, index: &index, done: vec![false; plans.len()], way: Vec::new() };
+    let mut walk = Walk { document, plans, index: &index, done: vec![false; plans.len()], way: Vec::new() };
     (0..plans.len()).for_each(|route| walk.visit(route));
 }
 
 /// From route to route along what each one waits for.
 struct Walk<'a> {
     document: &'a Document,
-    plans: &'a [(String, Option<Vec<(Spot, String)>>)],
+    plans: &'a [Waits],
     index: &'a HashMap<&'a str, usize>,
     done: Vec<bool>,
     /// The routes on the way here, each with the place where it says that it waits for the next one.
@@ -251,7 +256,7 @@ impl Walk<'_> {
         if std::mem::replace(&mut self.done[route], true) {
             return;
         }
-        for (spot, name) in self.plans[route].1.iter().flatten() {
+        for (spot, name) in self.plans[route].after.iter().flatten() {
             let Some(next) = self.index.get(name.as_str()) else { continue };
             self.way.push((route, spot));
             match self.way.iter().position(|(before, _)| before == next) {
@@ -263,7 +268,8 @@ impl Walk<'_> {
     }
 
     fn report(&self, circle: &[(usize, &Spot)]) {
-        let names: Vec<&str> = circle.iter().chain(&circle[..1]).map(|(at, _)| self.plans[*at].0.as_str()).collect();
+        let names: Vec<&str> =
+            circle.iter().chain(&circle[..1]).map(|(at, _)| self.plans[*at].route.as_str()).collect();
         let shown =
             if names.len() > 10 { format!("{} → …", names[..10].join(" → ")) } else { names.join(" → ") };
         let problem = format!("waits for itself: {shown}");

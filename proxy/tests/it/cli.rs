@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     authority::Authority,
-    harness::{Crossfade, free_address, program},
+    harness::{Crossfade, eventually, free_address, program},
     routes::Route,
 };
 
@@ -50,6 +50,7 @@ fn every_command_explains_itself() {
         ("demo", "--"),
         ("status", "--admin <URL>"),
         ("split", "<PERCENT>"),
+        ("plan", "approve"),
         ("rollback", "--reason <REASON>"),
         ("reset", "--token-file <FILE>"),
         ("incident", "--last <ROUTE>"),
@@ -115,6 +116,48 @@ async fn a_running_instance_is_asked_and_steered() {
         assert!(reasons.contains(&reason), "{reason} in {reasons:?}");
     }
     assert_eq!(crossfade.admin.green("broker").await, 0.0, "the other route is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_steered() {
+    let steps = "[route.plan]\n[[route.plan.step]]\ngreen = 10\nbake = \"1h\"\napproval = \"go-live\"\n";
+    let bus = Route::tcp(free_address(), free_address()).unchecked().table(steps);
+    let crossfade = Crossfade::start(&bus.to_string()).await;
+    let says = async |arguments: &[&str], expected: &str| {
+        let Said { code, out, err } = ask(&crossfade, &[&["plan"], arguments].concat()).await;
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}: {out}");
+        assert!(out.starts_with(expected), "{arguments:?}: {out}");
+    };
+    says(&["status"], "bus: not started, green 0 %\n").await;
+    says(&["start", "bus"], "bus: running, step 1 of 1 (10 %) is to begin, green 0 %").await;
+    eventually("it asks", async || {
+        let status = ask(&crossfade, &["plan", "status", "bus"]).await;
+        status.out.contains("waits for the approval \"go-live\"").then_some(())
+    })
+    .await;
+    says(
+        &["pause", "bus", "--reason", "lunch"],
+        "bus: paused, step 1 of 1 (10 %) is to begin, green 0 %; by local: lunch",
+    )
+    .await;
+    says(&["resume", "bus"], "bus: running, step 1 of 1").await;
+    says(&["approve", "bus", "go-live"], "bus: running, step 1 of 1").await;
+    eventually("it begins", async || (crossfade.admin.green("bus").await == 10.0).then_some(())).await;
+    says(&["status", "bus"], "bus: running, step 1 of 1, green 10 %, 0 of 3600 s healthy").await;
+    says(&["skip", "bus", "--reason", "seen enough"], "bus: running, step 1 of 1").await;
+    let run = async || ask_json(&crossfade, &["plan", "status", "bus"]).await["plans"][0]["run"].clone();
+    eventually("it is done", async || (run().await["state"] == "done").then_some(())).await;
+    says(&["status"], "bus: done, all 1 steps are done, green 10 %").await;
+
+    let file = crossfade.dir.path().join("plan.json");
+    fs::write(&file, r#"{"step":[{"green":50,"bake":"1h"}]}"#).unwrap();
+    says(&["start", "bus", "--file", file.to_str().unwrap()], "bus: running, step 1 of 1 (50 %)").await;
+    says(&["abort", "bus"], "bus: aborted").await;
+    let refused = ask(&crossfade, &["plan", "skip", "bus", "--reason", "again"]).await;
+    assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+    assert_eq!(refused.err, "crossfade: refused (409): route bus: has no plan that goes on; start one first\n");
+    let unknown = ask(&crossfade, &["plan", "status", "train"]).await;
+    assert_eq!((unknown.code, unknown.err.contains("no route train")), (Some(1), true), "{}", unknown.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time;
 
 use crate::{
+    clients::Client,
     harness::{Crossfade, eventually},
     loads::{Load, requests},
     site::Site,
@@ -61,16 +62,14 @@ async fn shares(crossfade: &Crossfade) -> Vec<f64> {
 #[tokio::test]
 async fn a_healthy_green_gets_everything_step_by_step() {
     let site = Site::start().await;
-    let route = site.route().table(plan(&[(1.0, 2), (10.0, 2), (50.0, 2), (100.0, 2)], "observe = \"2s\""));
-    // A per cent of this load takes too long for a test to be enough evidence; what is enough is the route's choice.
-    let route = route.table("[route.guard]\nmin_requests = 3");
+    let route = site.route().table(plan(&[(5.0, 2), (10.0, 2), (50.0, 2), (100.0, 2)], "observe = \"2s\""));
     let crossfade = Crossfade::start(&route.to_string()).await;
     let load = Load::start(200, requests(route.listen));
     let started = post(&crossfade, "start", &json!({ "route": "shop" })).await;
     assert_eq!((&started["run"]["state"], &started["run"]["step"]), (&json!("running"), &json!(1)), "{started}");
     let done = state(&crossfade, "done").await;
     assert_eq!(crossfade.admin.green("shop").await, 100.0, "{done}");
-    assert_eq!(shares(&crossfade).await, [0.0, 1.0, 10.0, 50.0, 100.0]);
+    assert_eq!(shares(&crossfade).await, [0.0, 5.0, 10.0, 50.0, 100.0]);
     assert!(site.green.seen().requests() > 100);
     assert_eq!(load.stop().await.1, 0);
     let (_, trail) = crossfade.admin.get("/audit?route=shop").await;
@@ -149,6 +148,46 @@ async fn a_killed_process_goes_on_with_the_bake_it_had() {
     assert_eq!(crossfade.admin.green("shop").await, 50.0);
     state(&crossfade, "done").await;
     assert_eq!(crossfade.admin.green("shop").await, 100.0);
+}
+
+/// Green answers nobody before it is decided.
+#[tokio::test]
+async fn a_parallel_run_is_decided_by_what_was_measured() {
+    for (error_share, wanted, share) in [(0.1, "done", 100.0), (0.3, "rolled_back", 0.0)] {
+        let site = Site::start().await;
+        site.green.behaviour().set(Behaviour { error_share, ..Behaviour::default() });
+        let steps = "[route.mirror]\nsample = 100\n[route.guard]\nmin_match_rate = 0.3\nmax_p95_ratio = 20\n\
+                     max_error_rate = 0.5\n[route.plan]\n\
+                     [[route.plan.step]]\ngreen = 0\nbake = \"5s\"\notherwise = \"rollback\"\n\
+                     require = { throughput = 0.9, p95_ratio = 20, match_rate = 0.8 }\n\
+                     [[route.plan.step]]\ngreen = 100\nbake = \"2s\"\n";
+        let route = site.route().table(steps);
+        let crossfade = Crossfade::start(&route.to_string()).await;
+        let listen = route.listen;
+        let load = Load::start(100, move |n| async move {
+            let mut client = Client::connect(listen).await;
+            // The origins name themselves in their answers, but not in those to HEAD.
+            client.send(format!("HEAD /{n} HTTP/1.1\r\nhost: a\r\nx-session-id: user-{n}\r\n\r\n")).await;
+            client.head().await.status == StatusCode::OK
+        });
+        post(&crossfade, "start", &json!({ "route": "shop" })).await;
+        let ended = state(&crossfade, wanted).await;
+        assert_eq!(crossfade.admin.green("shop").await, share, "{ended}");
+        if wanted == "rolled_back" {
+            assert_eq!(load.stop().await.1, 0, "no client has noticed anything");
+        }
+        let (_, incidents) = crossfade.admin.get("/incidents").await;
+        let incidents = incidents["incidents"].as_array().unwrap();
+        if wanted == "done" {
+            assert!(incidents.is_empty(), "{incidents:?}");
+            continue;
+        }
+        assert_eq!((&ended["step"], &ended["changed"]["by"]), (&json!(1), &json!("plan")), "{ended}");
+        let reason = ended["changed"]["reason"].as_str().unwrap();
+        assert!(reason.starts_with("green did not measure up: its match rate was 0."), "{reason}");
+        assert_eq!(incidents.len(), 1);
+        assert_eq!(crossfade.admin.status("shop").await["latched"], true);
+    }
 }
 
 #[tokio::test]
