@@ -242,7 +242,7 @@ async fn tokens_and_tls_are_used_where_the_admin_api_asks_for_them() {
         command.args(token.iter().flat_map(|file| ["--token-file", file]));
         said(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap())
     };
-    crate::harness::eventually("the admin API answers", async || {
+    eventually("the admin API answers", async || {
         (ask(&["status"], Some(&operator)).await.code == Some(0)).then_some(())
     })
     .await;
