@@ -313,6 +313,12 @@ const RECENT_SECONDS: usize = 60;
 /// client.
 const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
+/// Seconds after which what blue was like is no measure any more.
+const OUT_OF_DATE: u64 = 3_600;
+
+/// The share of unanswered requests that is allowed where it is not known what is usual.
+const NEARLY_ALL: f64 = 0.95;
+
 /// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
 const DECLINED_MARGIN: f64 = 0.1;
 
@@ -439,7 +445,10 @@ impl Engine {
             What::Slow(quantile) => ruling.slow_us.map(|_| quantile.tail()),
             What::Overdue => {
                 let usual = overdue(self.baseline.tally());
-                let answered = 1.0 - usual.share()?;
+                let Some(answered) = usual.share().map(|overdue| 1.0 - overdue) else {
+                    // Nobody knows how long answers take: but for some they come.
+                    return Some(NEARLY_ALL);
+                };
                 // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
                 (usual.of >= self.policy.min_requests && answered >= 0.5).then_some(1.0 - ruling.limit * answered)
             }
@@ -471,6 +480,13 @@ impl Engine {
             let (evidence, finding) = self.evidence(ruling);
             match (ruling.consequence, finding) {
                 (Consequence::Trip, Finding::Shared) => shared_cause = true,
+                // Nothing is taken off for it, but a person should know.
+                (Consequence::Trip, Finding::FewKeys) => {
+                    pause.get_or_insert_with(|| evidence.reason.clone());
+                }
+                (Consequence::Trip, Finding::Breach) if self.is_out_of_date(ruling) => {
+                    pause.get_or_insert_with(|| evidence.reason.clone());
+                }
                 (Consequence::Pause, Finding::Breach | Finding::Shared | Finding::ThinBlue) => {
                     pause.get_or_insert_with(|| evidence.reason.clone());
                 }
@@ -502,6 +518,14 @@ impl Engine {
         }
     }
 
+    /// Does it compare with what blue was like long ago, as where green has had all the traffic since? Then that may be the
+    /// time of day and no fault of green's.
+    fn is_out_of_date(&self, ruling: &Ruling) -> bool {
+        let compares = matches!(ruling.what, What::FailedMore | What::Slow(_));
+        let age = self.baseline.report().age_seconds.unwrap_or_default();
+        compares && age > OUT_OF_DATE.max(self.policy.baseline.as_secs())
+    }
+
     fn evidence(&self, ruling: &Ruling) -> (Evidence, Finding) {
         let Ruling { what, limit, consequence, slow_us, rule } = ruling;
         let allowed = self.allowed(ruling);
@@ -515,7 +539,7 @@ impl Engine {
         let trips = finding == Finding::Breach
             || (finding == Finding::Shared && self.policy.shared_cause == SharedCause::Rollback);
         let verdict = match consequence {
-            Consequence::Trip if trips => Verdict::Breach,
+            Consequence::Trip if trips && !self.is_out_of_date(ruling) => Verdict::Breach,
             _ if finding == Finding::Quiet && enough && within => Verdict::Pass,
             _ => Verdict::Unknown,
         };
@@ -608,6 +632,10 @@ impl Engine {
             Finding::ThinBlue => format!("{seen}{beside}, too few to say that it does better: not tripped"),
             Finding::Shared if self.policy.shared_cause == SharedCause::Hold => {
                 format!("{seen}{beside}: both are bad, so green is not to blame; not tripped")
+            }
+            Finding::Shared | Finding::Breach if self.is_out_of_date(ruling) => {
+                let hours = self.baseline.report().age_seconds.unwrap_or_default() / 3_600;
+                format!("{seen}; but blue was last heard of {hours} h ago: not tripped")
             }
             Finding::Shared | Finding::Breach => format!("{seen}{beside}"),
         }
@@ -797,9 +825,10 @@ fn declined(tally: &Tally) -> Events {
 fn keys(what: What, green: &Tally) -> Option<&Keys> {
     match what {
         What::Failed | What::FailedMore => Some(&green.failed_keys),
-        What::Slow(Quantile::P95) => Some(&green.slow_keys),
+        // Of those above blue's p95 times its ratio, which stand for those above other quantiles.
+        What::Slow(_) => Some(&green.slow_keys),
         What::Overdue => Some(&green.overdue_keys),
-        What::Unreachable | What::Slow(_) | What::Mismatched | What::Declined => None,
+        What::Unreachable | What::Mismatched | What::Declined => None,
     }
 }
 

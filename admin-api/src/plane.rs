@@ -334,12 +334,10 @@ impl Tally {
 }
 
 /// How often each of some keys was seen. Keys are told apart by a hash of 64 bits; nothing leads back to them. Of more
-/// than [`Keys::MOST`] the rest is counted together.
+/// than [`Keys::MOST`] the rarest are taken for others: a common one is counted in full, and perhaps for more (the algorithm
+/// Space-Saving, Metwally et al. 2005).
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Keys {
-    counts: Vec<(u64, u64)>,
-    rest: u64,
-}
+pub struct Keys(Vec<(u64, u64)>);
 
 impl Keys {
     /// Told apart.
@@ -350,36 +348,38 @@ impl Keys {
     }
 
     fn count_times(&mut self, key: u64, times: u64) {
-        match self.counts.iter().position(|(known, _)| *known == key) {
-            Some(known) => self.counts[known].1 += times,
-            None if self.counts.len() < Self::MOST => self.counts.push((key, times)),
-            None => self.rest += times,
+        match self.0.iter().position(|(known, _)| *known == key) {
+            Some(known) => self.0[known].1 += times,
+            None if self.0.len() < Self::MOST => self.0.push((key, times)),
+            None => {
+                if let Some(rarest) = self.0.iter_mut().min_by_key(|(_, count)| *count) {
+                    *rarest = (key, rarest.1 + times);
+                }
+            }
         }
     }
 
     pub fn add(&mut self, other: &Self) {
-        other.counts.iter().for_each(|(key, times)| self.count_times(*key, *times));
-        self.rest += other.rest;
+        other.0.iter().for_each(|(key, times)| self.count_times(*key, *times));
     }
 
     pub fn clear(&mut self) {
-        self.counts.clear();
-        self.rest = 0;
+        self.0.clear();
     }
 
     /// How many were counted, of all keys together.
     pub fn total(&self) -> u64 {
-        self.counts.iter().map(|(_, count)| count).sum::<u64>() + self.rest
+        self.0.iter().map(|(_, count)| count).sum()
     }
 
     /// How many different ones there are at least.
     pub fn distinct(&self) -> usize {
-        self.counts.len() + usize::from(self.rest > 0)
+        self.0.len()
     }
 
     /// How often the `most` commonest ones were seen, together.
     pub fn of_the_commonest(&self, most: usize) -> u64 {
-        let mut counts: Vec<u64> = self.counts.iter().map(|(_, count)| *count).collect();
+        let mut counts: Vec<u64> = self.0.iter().map(|(_, count)| *count).collect();
         counts.sort_unstable_by(|a, b| b.cmp(a));
         counts.iter().take(most).sum()
     }

@@ -4,6 +4,10 @@
 //! capped. A capped ratio still has a mean of at most 1 when the share is as high as allowed, so the mean time between two
 //! false alarms is at least e^[`TRIP`]/3 seconds (Lorden 1971): 12.6 days exactly on the limit, and far longer below it.
 //! The cap is why no single second, however bad, can be a breach: it takes [`TRIP`]/[`CAP`] of them.
+//!
+//! One good second undoes many bad ones where there is much traffic. So a green that comes and goes (four seconds of
+//! failures, one without) is seen by the same test of longer stretches, each of which is one step ([`STRETCHES`]). A little
+//! more evidence is asked of those, so that all together keep to one false alarm in 12 days.
 
 /// Evidence at which a sum is a breach, in nats.
 pub(crate) const TRIP: f64 = 15.0;
@@ -45,26 +49,84 @@ impl Events {
 
 /// How strongly the seconds so far speak for a share above the allowed one.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Cusum([f64; ODDS.len()]);
+pub(super) struct Cusum {
+    seconds: Sums,
+    stretches: [Stretch; STRETCHES.len()],
+}
+
+/// Some seconds that are counted as one.
+#[derive(Clone, Debug, PartialEq)]
+struct Stretch {
+    passed: u64,
+    events: Events,
+    sums: Sums,
+}
+
+impl Default for Stretch {
+    fn default() -> Self {
+        Self { passed: 0, events: Events::default(), sums: Sums { stricter: true, ..Sums::default() } }
+    }
+}
+
+/// Seconds of a stretch.
+const STRETCHES: [u64; 2] = [10, 60];
+
+/// How much more evidence it takes of stretches, and how much more one can add.
+const STRICTER: f64 = 16.0 / 15.0;
 
 impl Cusum {
     /// Counts a second. `allowed`: the share of bad events that is, above 0 and below 1.
     pub(super) fn add(&mut self, events: Events, allowed: f64) {
-        let allowed = allowed.clamp(SMALLEST, 1.0 - SMALLEST);
-        for (sum, odds) in self.0.iter_mut().zip(ODDS) {
-            let (by_bad, by_good) = weights(allowed, odds);
-            let ratio = events.bad as f64 * by_bad + events.good() as f64 * by_good;
-            *sum = (*sum + ratio.min(CAP)).max(0.0);
+        self.seconds.add(events, allowed);
+        for (stretch, length) in self.stretches.iter_mut().zip(STRETCHES) {
+            stretch.events = stretch.events.and(events);
+            stretch.passed += 1;
+            if stretch.passed == length {
+                stretch.sums.add(stretch.events, allowed);
+                (stretch.passed, stretch.events) = (0, Events::default());
+            }
         }
     }
 
-    /// As a share of what is a breach.
+    /// As a share of what is a breach; never more than [`MOST_EVIDENCE`].
     pub(super) fn evidence(&self) -> f64 {
-        self.0.iter().copied().fold(0.0, f64::max) / TRIP
+        self.stretches.iter().map(|stretch| stretch.sums.evidence()).fold(self.seconds.evidence(), f64::max)
     }
 
     pub(super) fn is_zero(&self) -> bool {
-        self.0.iter().all(|sum| *sum == 0.0)
+        self.seconds.is_zero() && self.stretches.iter().all(|stretch| stretch.sums.is_zero())
+    }
+}
+
+/// One for each alternative, as shares of what is a breach.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Sums {
+    shares: [f64; ODDS.len()],
+    /// Of a stretch, which takes more.
+    stricter: bool,
+}
+
+/// What it takes at most to be a breach, whatever blue does. Beyond it a sum does not grow, or it would take hours after
+/// an outage of both arms until it is small again.
+pub(super) const MOST_EVIDENCE: f64 = 2.0;
+
+impl Sums {
+    fn add(&mut self, events: Events, allowed: f64) {
+        let allowed = allowed.clamp(SMALLEST, 1.0 - SMALLEST);
+        let (trip, cap) = if self.stricter { (TRIP * STRICTER, CAP * STRICTER) } else { (TRIP, CAP) };
+        for (share, odds) in self.shares.iter_mut().zip(ODDS) {
+            let (by_bad, by_good) = weights(allowed, odds);
+            let ratio = events.bad as f64 * by_bad + events.good() as f64 * by_good;
+            *share = (*share + ratio.min(cap) / trip).clamp(0.0, MOST_EVIDENCE);
+        }
+    }
+
+    fn evidence(&self) -> f64 {
+        self.shares.iter().copied().fold(0.0, f64::max)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.shares.iter().all(|share| *share == 0.0)
     }
 }
 
@@ -115,7 +177,7 @@ impl Worse {
             for (sum, more) in sums.iter_mut().zip(WORSE_ODDS) {
                 let other = raised(share, odds(more));
                 let ratio = mine as f64 * (other / share).ln() + theirs as f64 * ((1.0 - other) / (1.0 - share)).ln();
-                *sum = (*sum + ratio.min(CAP)).max(0.0);
+                *sum = (*sum + ratio.min(CAP)).clamp(0.0, MOST_EVIDENCE * WORSE);
             }
         };
         test(&mut self.bad, green.bad, blue.bad, |more| more);
@@ -149,6 +211,38 @@ mod tests {
             }
             assert!(cusum.evidence() >= 1.0);
         }
+    }
+
+    #[test]
+    fn a_green_that_comes_and_goes_is_seen_by_longer_stretches() {
+        for (bad, good, most) in [(4, 1, 60), (3, 1, 60), (2, 1, 70), (1, 1, 70), (4, 26, 320)] {
+            let mut cusum = Cusum::default();
+            let seconds = (0..1_000).find(|second| {
+                let is_bad = second % (bad + good) < bad;
+                cusum.add(Events::new(if is_bad { 500 } else { 0 }, 500), 0.05);
+                cusum.evidence() >= 1.0
+            });
+            assert!(seconds.is_some_and(|seconds| seconds <= most), "{bad} bad, {good} good: {seconds:?}");
+        }
+        // A second in each minute, and three in each five minutes, come to nothing.
+        for (bad, of) in [(1, 60), (3, 300)] {
+            let mut cusum = Cusum::default();
+            for second in 0..10_000 {
+                cusum.add(Events::new(if second % of < bad { 500 } else { 2 }, 500), 0.05);
+                assert!(cusum.evidence() < 1.0, "{bad} of {of}, second {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_spoke_against_green_for_long_is_undone_soon_once_it_is_well() {
+        let mut cusum = Cusum::default();
+        (0..36_000).for_each(|_| cusum.add(Events::new(50, 50), 0.05));
+        let seconds = (1..).find(|_| {
+            cusum.add(Events::new(0, 5), 0.05);
+            cusum.evidence() < 1.0
+        });
+        assert!(seconds.is_some_and(|seconds| seconds <= 120), "{seconds:?}");
     }
 
     #[test]

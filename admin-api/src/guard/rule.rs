@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     bound::{self, PASS_NATS},
-    cusum::{Cusum, Events, Worse},
+    cusum::{Cusum, Events, MOST_EVIDENCE, Worse},
 };
 use crate::Keys;
 
@@ -19,13 +19,56 @@ pub(super) struct Rule {
 
 #[derive(Clone, Debug, Default)]
 struct Excursion {
+    worse: Worse,
+    /// The last one or two minutes of it, counted apart: what was hours ago, as with a client that fails all day, must not
+    /// outweigh what is going on.
+    older: Counts,
+    newer: Counts,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Counts {
     seconds: u64,
     green: Events,
     blue: Events,
-    worse: Worse,
     /// The split has changed in between, so that the sums of both arms are not of the same time.
     mixed: bool,
     keys: Keys,
+}
+
+/// Seconds.
+const NEWER: u64 = 60;
+
+impl Excursion {
+    fn add(&mut self, seen: &Seen<'_>) {
+        if self.newer.seconds == NEWER {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        let newer = &mut self.newer;
+        newer.seconds += 1;
+        newer.green = newer.green.and(seen.green);
+        if let Some(blue) = seen.blue {
+            newer.blue = newer.blue.and(blue);
+            self.worse.add(seen.green, blue);
+        }
+        if let Some(keys) = seen.keys {
+            newer.keys.add(keys);
+        }
+    }
+
+    fn green(&self) -> Events {
+        self.older.green.and(self.newer.green)
+    }
+
+    fn blue(&self) -> Events {
+        self.older.blue.and(self.newer.blue)
+    }
+
+    fn keys(&self) -> Keys {
+        let mut keys = self.older.keys.clone();
+        keys.add(&self.newer.keys);
+        keys
+    }
 }
 
 /// What a second holds for a rule.
@@ -33,7 +76,8 @@ pub(super) struct Seen<'a> {
     pub(super) green: Events,
     /// `None`: blue is not asked.
     pub(super) blue: Option<Events>,
-    /// Whose green's bad events were, of those of which it is known. The others are nobody's in particular.
+    /// Whose green's bad events were, of those of which it is known. The others are nobody's in particular. There may be
+    /// more than there are bad events, where it is not quite the same that is counted.
     pub(super) keys: Option<&'a Keys>,
     /// The share of bad events that is, 0 to 1. `None`: not known, so that this second says nothing.
     pub(super) allowed: Option<f64>,
@@ -64,20 +108,11 @@ impl Rule {
             self.excursion = Excursion::default();
             return;
         }
-        let excursion = &mut self.excursion;
-        excursion.seconds += 1;
-        excursion.green = excursion.green.and(seen.green);
-        if let Some(blue) = seen.blue {
-            excursion.blue = excursion.blue.and(blue);
-            excursion.worse.add(seen.green, blue);
-        }
-        if let Some(keys) = seen.keys {
-            excursion.keys.add(keys);
-        }
+        self.excursion.add(seen);
     }
 
     pub(super) fn split_changed(&mut self) {
-        self.excursion.mixed = true;
+        self.excursion.newer.mixed = true;
     }
 
     /// The split has risen: whom green serves now has not been seen yet.
@@ -87,7 +122,7 @@ impl Rule {
 
     /// `allowed`: see [`Seen`].
     pub(super) fn finding(&self, allowed: f64, min_keys: u32) -> Finding {
-        let Excursion { blue, worse, .. } = &self.excursion;
+        let (blue, worse) = (self.excursion.blue(), &self.excursion.worse);
         let evidence = self.cusum.evidence();
         if evidence < DOUBT {
             return Finding::Quiet;
@@ -99,7 +134,8 @@ impl Rule {
             return Finding::FewKeys;
         }
         let blue_is_bad = blue.bad as f64 > allowed * blue.of as f64;
-        if blue.of == 0 || worse.is_certain() || self.is_plainly_worse() || (evidence >= 2.0 && !blue_is_bad) {
+        if blue.of == 0 || worse.is_certain() || self.is_plainly_worse() || (evidence >= MOST_EVIDENCE && !blue_is_bad)
+        {
             Finding::Breach
         } else if blue_is_bad {
             Finding::Shared
@@ -111,8 +147,9 @@ impl Rule {
     /// [`Worse`] compares second by second, which takes long where a second holds next to nothing. While there is little,
     /// the sums tell more: by the likelihood ratio of two shares to one.
     fn is_plainly_worse(&self) -> bool {
-        let Excursion { green, blue, mixed, .. } = &self.excursion;
-        let both = green.and(*blue);
+        let (green, blue) = (self.excursion.green(), self.excursion.blue());
+        let mixed = self.excursion.older.mixed || self.excursion.newer.mixed;
+        let both = green.and(blue);
         let (Some(mine), Some(theirs), Some(share)) = (green.share(), blue.share(), both.share()) else { return false };
         let ratio =
             green.of as f64 * bound::divergence(mine, share) + blue.of as f64 * bound::divergence(theirs, share);
@@ -122,10 +159,11 @@ impl Rule {
     /// Is it too much also without the clients that had most of it? One that is broken, and another that happened to fail
     /// as well, must not trip everybody.
     fn of_many_keys(&self, allowed: f64, min_keys: u32) -> bool {
-        let Excursion { green, keys, .. } = &self.excursion;
+        let (green, keys) = (self.excursion.green(), self.excursion.keys());
         let anonymous = green.bad.saturating_sub(keys.total());
         let others = u64::from(min_keys).saturating_sub(1);
-        let commonest = keys.of_the_commonest(others as usize);
+        let share = green.bad.min(keys.total()) as f64 / keys.total().max(1) as f64;
+        let commonest = (keys.of_the_commonest(others as usize) as f64 * share) as u64;
         let elsewhere = green.less(Events::new(commonest, commonest));
         let distinct = (keys.distinct() as u64).saturating_add(anonymous);
         distinct > others && elsewhere.bad as f64 > allowed * elsewhere.of as f64
@@ -135,11 +173,12 @@ impl Rule {
         self.cusum.evidence()
     }
 
-    /// Green's events and blue's since the evidence was last zero, how many seconds that is, and of how many keys at least
+    /// Green's events and blue's since the evidence was last zero, in the last two minutes at most, how many seconds that is, and of how many keys at least
     /// green's bad ones were.
     pub(super) fn since_zero(&self) -> (Events, Events, u64, u64) {
-        let Excursion { seconds, green, blue, keys, .. } = &self.excursion;
-        (*green, *blue, *seconds, keys.distinct() as u64)
+        let Excursion { older, newer, .. } = &self.excursion;
+        let keys = self.excursion.keys().distinct() as u64;
+        (self.excursion.green(), self.excursion.blue(), older.seconds + newer.seconds, keys)
     }
 
     /// Green's events of the last minutes since the split rose, and how many seconds that is.

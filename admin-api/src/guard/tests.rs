@@ -447,3 +447,58 @@ fn one_failure_more_in_place_of_a_success_never_helps_green_beside_a_blue_that_i
         assert!(before.is_none_or(|before| after.is_some_and(|after| after <= before)), "seed {seed}");
     }
 }
+
+#[test]
+fn a_green_that_comes_and_goes_trips() {
+    let mut watched = warm(Guard::default());
+    let seconds = (0..600).find(|second| {
+        let green = if second % 5 < 4 { failing(500, 500) } else { ok(500) };
+        watched.second(ok(500), green) == Verdict::Breach
+    });
+    assert!(seconds.is_some_and(|seconds| seconds <= 70), "{seconds:?}");
+}
+
+#[test]
+fn a_client_that_fails_all_day_does_not_hide_what_comes_after() {
+    let mut watched = warm(Guard::default());
+    let broken = Did { keys: 1, ..failing(10, 50) };
+    assert_eq!(watched.until_breach(ok(50), broken, 4 * 3_600), None);
+    assert!(watched.judgement().pause.is_some(), "somebody should look");
+    assert!(watched.until_breach(ok(50), failing(50, 50), 20).is_some(), "{}", watched.judgement().reason);
+}
+
+#[test]
+fn after_an_outage_of_both_a_green_within_its_limit_is_soon_well_again() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(120, ok(5), ok(5));
+    assert_eq!(watched.until_breach(failing(5, 5), failing(5, 5), 600), None);
+    let green = |at: u64| failing(u64::from(at % 20 == 0), 5);
+    let verdicts: Vec<Verdict> = (0..1_800).map(|at| watched.second(ok(5), green(at))).collect();
+    assert!(!verdicts.contains(&Verdict::Breach), "{}", watched.judgement().reason);
+    assert!(verdicts[900..].contains(&Verdict::Pass), "{}", watched.judgement().reason);
+}
+
+#[test]
+fn a_green_with_all_the_traffic_that_answers_nothing_trips_though_nothing_is_known_of_blue() {
+    let mut watched = Watched::by(Guard::default());
+    let mut silent = Tally::default();
+    (silent.dispatched, silent.due, silent.overdue) = (50, 50, 50);
+    let seconds = (1..=30).find(|_| {
+        let second = Second { at: watched.at, green: silent.clone(), ..Second::default() };
+        watched.at += 1;
+        watched.engine.tick(&Arc::new(second), &Surroundings::default()).verdict == Verdict::Breach
+    });
+    assert!(seconds.is_some(), "never");
+    let mut watched = Watched::by(Guard::default());
+    let mixed = Did { overdue: 45, ..ok(50) };
+    assert_eq!(watched.until_breach(ok(0), mixed, 300), None, "some are answered: the traffic may be like that");
+}
+
+#[test]
+fn what_blue_was_like_hours_ago_takes_nothing_off_but_somebody_is_told() {
+    let mut watched = warm(Guard::default());
+    watched.seconds(4_000, ok(0), ok(50));
+    assert_eq!(watched.until_breach(ok(0), taking(60_000), 60), None);
+    assert!(watched.judgement().pause.as_ref().is_some_and(|why| why.ends_with("1 h ago: not tripped")));
+    assert!(watched.until_breach(ok(0), failing(50, 50), 10).is_some(), "a limit of its own needs no blue");
+}
