@@ -472,7 +472,7 @@ fn after_an_outage_of_both_a_green_within_its_limit_is_soon_well_again() {
     let mut watched = Watched::by(Guard::default());
     watched.seconds(120, ok(5), ok(5));
     assert_eq!(watched.until_breach(failing(5, 5), failing(5, 5), 600), None);
-    let green = |at: u64| failing(u64::from(at % 20 == 0), 5);
+    let green = |at: u64| failing(u64::from(at.is_multiple_of(20)), 5);
     let verdicts: Vec<Verdict> = (0..1_800).map(|at| watched.second(ok(5), green(at))).collect();
     assert!(!verdicts.contains(&Verdict::Breach), "{}", watched.judgement().reason);
     assert!(verdicts[900..].contains(&Verdict::Pass), "{}", watched.judgement().reason);
