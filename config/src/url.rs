@@ -25,7 +25,11 @@ impl Url {
         let secure = match scheme.to_ascii_lowercase().as_str() {
             "http" => false,
             "https" => true,
-            _ => return Err(Flaw::new(format!("has the scheme {}", quoted(scheme)), "write http:// or https://")),
+            other if is_scheme(other) => {
+                return Err(Flaw::new(format!("has the scheme {}", quoted(scheme)), "write http:// or https://"));
+            }
+            // Part of a path or a query, and those are not quoted.
+            _ => return Err(Flaw::new("is not a url", CURE)),
         };
         let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         // No more of the text than this is quoted: what is left may be secret.
@@ -76,6 +80,12 @@ impl fmt::Debug for Url {
     }
 }
 
+/// RFC 3986, section 3.1.
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +103,9 @@ mod tests {
         for (text, problem) in [
             ("hooks.example/x", "is not a url"),
             ("ftp://a/x", "has the scheme \"ftp\""),
+            ("hooks.example/secret?to=http://a", "is not a url"),
+            ("ann:secret@http://a", "is not a url"),
+            ("://a", "is not a url"),
             ("http://ann:secret@a/x", "has a user before its host"),
             ("http:///x", "\"\" has no host"),
             ("http://a:x/secret", "\"a:x\" has no valid port"),
