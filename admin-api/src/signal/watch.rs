@@ -15,8 +15,10 @@ pub(super) struct Watch {
     limit: SignalLimit,
     silent: Silent,
     expect_every: Duration,
-    /// What was measured before is no evidence, and silence is counted from here.
+    /// What was measured before is no evidence.
     began: Instant,
+    /// Silence is counted from here, or from the last value.
+    silent_since: Instant,
     last: Option<Heard>,
     /// Since when every value was bad, with no silence between them.
     bad_since: Option<Instant>,
@@ -38,6 +40,7 @@ impl Watch {
             silent: signal.silent,
             expect_every: signal.expect_every,
             began: now,
+            silent_since: now,
             last: None,
             bad_since: None,
         }
@@ -51,11 +54,13 @@ impl Watch {
         (self.limit, self.silent, self.expect_every) = (signal.limit, signal.silent, signal.expect_every);
     }
 
-    /// The last value that an earlier process heard. It counts as the last one, but how long it was bad is not known.
+    /// The last value that was heard earlier. It counts as the last one, but how long it was bad is not known.
     pub(super) fn restore(&mut self, value: f64, utc: OffsetDateTime, now: Moment) {
         // Without an instant it is older than this machine, and silent for all that we know.
         let Some(at) = now.instant_of(utc) else { return };
         self.began = at;
+        // Nobody listened meanwhile.
+        self.silent_since = now.instant;
         self.last = Some(Heard { value, at, utc: utc.min(now.utc) });
         self.bad_since = self.limit.is_bad(value).then_some(now.instant);
     }
@@ -78,7 +83,7 @@ impl Watch {
 
     /// What was measured up to now is no evidence any more.
     pub(super) fn forget(&mut self, now: Instant) {
-        self.began = now;
+        (self.began, self.silent_since) = (now, now);
         self.bad_since = None;
     }
 
@@ -89,14 +94,16 @@ impl Watch {
     /// What it says now. `name`: of the signal.
     pub(super) fn reading(&self, name: &str, now: Instant) -> SignalReading {
         let heard = self.last.filter(|last| last.at >= self.began);
-        let quiet = now.saturating_duration_since(heard.map_or(self.began, |heard| heard.at));
+        let since = heard.map_or(self.silent_since, |heard| heard.at.max(self.silent_since));
+        let quiet = now.saturating_duration_since(since);
+        let is_fresh = |heard: &Heard| now.saturating_duration_since(heard.at) <= self.expect_every;
         let (verdict, evidence, reason) = match heard {
+            Some(heard) if is_fresh(&heard) => self.judge(name, &heard),
             _ if quiet > self.expect_every => self.silence(name, quiet),
-            None if self.silent == Silent::Ignore => {
+            _ if self.silent == Silent::Ignore => {
                 (Verdict::Pass, 0.0, format!("{name} has no value yet, which is ignored"))
             }
-            None => (Verdict::Unknown, 0.0, format!("{name} has no value yet")),
-            Some(heard) => self.judge(name, &heard),
+            _ => (Verdict::Unknown, 0.0, format!("{name} has no value yet")),
         };
         let value = heard.map(|heard| heard.value);
         SignalReading { name: name.to_owned(), verdict, reason, evidence, value, limit: self.limit.value }
@@ -279,7 +286,7 @@ mod tests {
         assert_eq!(restored(above(10.0, 0), 60).verdict, Verdict::Breach);
         assert_eq!(restored(above(10.0, 30), 60).verdict, Verdict::Unknown);
         assert_eq!(restored(above(20.0, 0), 121).verdict, Verdict::Unknown);
-        assert!(restored(above(20.0, 0), 121).reason.contains("silent for 2 min 1 s"));
+        assert_eq!(restored(above(20.0, 0), 121).reason, "lag has no value yet");
         // The clock was set back meanwhile: it is as old as can be told.
         let mut watch = watch(above(20.0, 0), Silent::Hold, now.instant);
         watch.restore(11.0, now.utc + at(3600), now);
@@ -287,6 +294,28 @@ mod tests {
         assert_eq!(watch.reading("lag", now.instant + at(121)).verdict, Verdict::Unknown);
         watch.take(12.0, now.instant + at(122), now.utc).unwrap();
         assert_eq!(watch.reading("lag", now.instant + at(122)).value, Some(12.0));
+    }
+
+    #[test]
+    fn silence_while_nobody_listened_is_no_breach() {
+        use Verdict::{Breach, Pass, Unknown};
+        let now = Moment { instant: Instant::now() + at(1000), utc: EPOCH + at(1000) };
+        // How old the value was, and what is said how long after.
+        for (age, expected) in [
+            (121, [(0, Unknown), (1, Unknown), (120, Unknown), (121, Breach)]),
+            (60, [(0, Pass), (60, Pass), (61, Unknown), (121, Breach)]),
+        ] {
+            let mut watch = watch(above(20.0, 0), Silent::Breach, now.instant);
+            watch.restore(11.0, now.utc - at(age), now);
+            for (second, verdict) in expected {
+                let reading = watch.reading("lag", now.instant + at(second));
+                assert_eq!(reading.verdict, verdict, "{age} s old, after {second} s: {}", reading.reason);
+            }
+            // And it is silence again from the next value on.
+            watch.take(11.0, now.instant + at(200), now.utc + at(200)).unwrap();
+            assert_eq!(watch.reading("lag", now.instant + at(320)).verdict, Pass);
+            assert_eq!(watch.reading("lag", now.instant + at(321)).verdict, Breach);
+        }
     }
 
     #[test]
