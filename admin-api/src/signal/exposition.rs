@@ -29,6 +29,8 @@ pub(super) struct Page {
 
 const LONGEST_LINE: usize = 64 * 1024;
 const LONGEST_PAGE: usize = 32 * 1024 * 1024;
+/// Of one sample. Each is compared with all before it.
+const MOST_LABELS: usize = 128;
 
 #[derive(Debug, Default)]
 struct Found {
@@ -181,6 +183,9 @@ fn parse_labels(mut rest: &str) -> Result<(Labels<'_>, &str), &'static str> {
             return Ok((labels, rest));
         }
         let (name, after) = split_name(rest, |byte| byte == b'_').ok_or("has a label without a name")?;
+        if labels.len() >= MOST_LABELS {
+            return Err("has more than 128 labels");
+        }
         if labels.iter().any(|(label, _)| *label == name) {
             return Err("has a label twice");
         }
@@ -325,6 +330,9 @@ mod tests {
         assert_eq!(scan(b"a \xff\n", Vec::new(), 9), Err("line 1: is not utf-8".to_owned()));
         let line = vec![b'a'; LONGEST_LINE + 1];
         assert_eq!(scan(&line, Vec::new(), 1000), Err("line 1: is longer than 64 KiB".to_owned()));
+        let labels = |count: usize| (0..count).map(|n| format!("l{n}=\"\",")).collect::<String>();
+        let page = format!("a{{{}}} 1\na{{{}}} 1\n", labels(MOST_LABELS), labels(MOST_LABELS + 1));
+        assert_eq!(scan(page.as_bytes(), Vec::new(), 99), Err("line 2: has more than 128 labels".to_owned()));
         let page = "# x\n".repeat(LONGEST_PAGE / 4 + 1);
         assert_eq!(scan(page.as_bytes(), Vec::new(), 65_536), Err("is longer than 32 MiB".to_owned()));
     }

@@ -11,7 +11,7 @@ use config::{Scrape, Url};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::{
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,8 @@ type Answer = (Key, Scrape, Scraped);
 const PAGES: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_secs(1);
+/// Of a page, in bytes: others get their turn before the next one.
+const PIECE: usize = 64 * 1024;
 
 impl Scraper {
     pub fn new(control: Arc<Control>) -> Self {
@@ -140,7 +142,12 @@ async fn read(outbound: &Outbound, url: &Url, wanted: Vec<Wanted>, patience: Dur
     loop {
         let frame = timeout_at(until, body.frame()).await;
         match frame.map_err(|_| format!("does not end within {patience:?}"))? {
-            Some(Ok(frame)) => frame.data_ref().map_or(Ok(()), |bytes| page.read(bytes))?,
+            Some(Ok(frame)) => {
+                for piece in frame.data_ref().map(|bytes| bytes.chunks(PIECE)).into_iter().flatten() {
+                    page.read(piece)?;
+                    yield_now().await;
+                }
+            }
             Some(Err(_)) => return Err("breaks off".to_owned()),
             None => return page.finish(),
         }
