@@ -3,6 +3,7 @@
 mod message;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, VecDeque},
     fs,
     os::unix::fs::MetadataExt,
@@ -21,15 +22,18 @@ use serde::Serialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::{
-    sync::broadcast::error::RecvError,
+    sync::{
+        Notify,
+        broadcast::error::{RecvError, TryRecvError},
+    },
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use utoipa::ToSchema;
 
-use crate::{Control, Event, event::rfc3339, outbound::Outbound};
+use crate::{Control, Event, Happened, event::rfc3339, outbound::Outbound};
 
 /// Sends what happens to every webhook that wants it, and remembers what became of it.
 pub struct Alerts {
@@ -44,12 +48,16 @@ struct State {
     lanes: BTreeMap<String, Lane>,
     /// Oldest first.
     record: VecDeque<AlertView>,
+    /// Events that went by untold.
+    missed: u64,
 }
 
-/// What one webhook is to be told, in order.
+/// What one webhook is to be told, in order. What was tried in vain comes first, the latest before the others.
 #[derive(Default)]
 struct Lane {
-    waiting: VecDeque<Arc<Letter>>,
+    waiting: VecDeque<Letter>,
+    /// One more waits.
+    arrived: Arc<Notify>,
     /// A task delivers.
     busy: bool,
     delivered: u64,
@@ -64,10 +72,15 @@ struct Letter {
     event: Arc<Event>,
     message: Message,
     since: Instant,
+    attempts: u32,
+    /// No attempt before.
+    due: Instant,
 }
 
-/// Messages that wait for one webhook. One more, and the oldest of the least severe gives way.
+/// Messages below critical that wait for one webhook. One more, and the oldest of the least severe gives way.
 const WAITING: usize = 64;
+/// Critical ones, apart from the others: all routes may trip at once, and each has to be told of.
+const CRITICAL_WAITING: usize = 4096;
 /// Messages remembered for `GET /alerts`.
 const KEPT: usize = 200;
 /// For one attempt.
@@ -157,12 +170,13 @@ impl Alerts {
             warn!(%fault, "A webhook will not be told");
         }
         let mut lanes = JoinSet::new();
+        let mut missed = 0;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 event = events.recv() => match event {
-                    Ok(event) => self.take(&event, &mut lanes),
-                    Err(RecvError::Lagged(missed)) => warn!(missed, "Events went by too fast to tell of them"),
+                    Ok(event) => self.hear(&event, &mut missed, &mut lanes, &shutdown),
+                    Err(RecvError::Lagged(more)) => missed += more,
                     Err(RecvError::Closed) => break,
                 },
                 Some(ended) = lanes.join_next() => {
@@ -173,8 +187,12 @@ impl Alerts {
             }
         }
         // What happened just before the end is what people want to know.
-        while let Ok(event) = events.try_recv() {
-            self.take(&event, &mut lanes);
+        loop {
+            match events.try_recv() {
+                Ok(event) => self.hear(&event, &mut missed, &mut lanes, &shutdown),
+                Err(TryRecvError::Lagged(more)) => missed += more,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
         }
         let _ = timeout(LAST_WORDS, async { while lanes.join_next().await.is_some() {} }).await;
     }
@@ -182,6 +200,11 @@ impl Alerts {
     /// The newest messages, newest first.
     pub fn record(&self, limit: usize) -> Vec<AlertView> {
         self.state.lock().record.iter().rev().take(limit).cloned().collect()
+    }
+
+    /// Events that went by too fast to tell of them, since the start.
+    pub fn missed(&self) -> u64 {
+        self.state.lock().missed
     }
 
     /// Every configured webhook.
@@ -204,8 +227,26 @@ impl Alerts {
         config.alerts.iter().map(view).collect()
     }
 
+    /// Takes an event. `missed`: how many went by before it, which is told first.
+    fn hear(
+        self: &Arc<Self>,
+        event: &Arc<Event>,
+        missed: &mut u64,
+        lanes: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) {
+        let missed = std::mem::take(missed);
+        if missed > 0 {
+            warn!(missed, "Events went by too fast to tell of them");
+            self.state.lock().missed += missed;
+            let (number, at) = (event.number.saturating_sub(1), event.at.clone());
+            self.take(&Arc::new(Event { number, at, what: Happened::Missed { missed } }), lanes, shutdown);
+        }
+        self.take(event, lanes, shutdown);
+    }
+
     /// Queues an event for everybody who wants it. Never waits.
-    fn take(self: &Arc<Self>, event: &Arc<Event>, lanes: &mut JoinSet<()>) {
+    fn take(self: &Arc<Self>, event: &Arc<Event>, lanes: &mut JoinSet<()>, shutdown: &CancellationToken) {
         let config = self.control.config();
         let Some(message) = Message::of(&event.what, &config) else { return };
         let state = &mut *self.state.lock();
@@ -213,12 +254,15 @@ impl Alerts {
         state.lanes.retain(|name, lane| lane.busy || config.alerts.iter().any(|alert| alert.name == *name));
         for alert in config.alerts.iter().filter(|alert| alert.severity <= message.severity) {
             let id = format!("{}-{}-{}", event.at, event.number, alert.name);
+            let now = Instant::now();
             let letter = Letter {
                 id: id.clone(),
                 alert: alert.name.clone(),
                 event: event.clone(),
                 message: message.clone(),
-                since: Instant::now(),
+                since: now,
+                attempts: 0,
+                due: now,
             };
             state.remember(AlertView {
                 id,
@@ -235,29 +279,47 @@ impl Alerts {
                 delivered_at: None,
             });
             if let Some(dropped) = state.lanes.entry(alert.name.clone()).or_default().queue(letter) {
-                warn!(alert = %alert.name, waiting = WAITING, "Too many messages wait for a webhook; one is dropped");
+                warn!(alert = %alert.name, id = %dropped.id, "Too many messages wait for a webhook; one is dropped");
                 state.note(&dropped.id, |view| view.state = Delivery::Dropped);
             }
             let lane = state.lanes.entry(alert.name.clone()).or_default();
             if !std::mem::replace(&mut lane.busy, true) {
-                lanes.spawn(self.clone().deliver_all(alert.name.clone()));
+                lanes.spawn(self.clone().deliver_all(alert.name.clone(), shutdown.clone()));
             }
         }
     }
 
-    async fn deliver_all(self: Arc<Self>, name: String) {
+    async fn deliver_all(self: Arc<Self>, name: String, shutdown: CancellationToken) {
         let mut busy = Busy { alerts: &self, name: &name, over: false };
+        // Not told yet.
+        let mut held = None;
         loop {
-            let next = {
+            let (next, arrived) = {
                 let state = &mut *self.state.lock();
                 let Some(lane) = state.lanes.get_mut(&name) else { return };
+                if let Some(letter) = held.take() {
+                    lane.waiting.push_front(letter);
+                }
                 // Under the lock, so that nothing is queued between the look and the end.
                 lane.busy = !lane.waiting.is_empty();
                 busy.over = !lane.busy;
-                lane.waiting.pop_front()
+                (lane.next(), lane.arrived.clone())
             };
-            let Some(letter) = next else { return };
-            let outcome = self.deliver(&letter).await;
+            let Some(mut letter) = next else { return };
+            // The end does not wait, and what comes meanwhile may be more severe.
+            if letter.due > Instant::now() && !shutdown.is_cancelled() {
+                tokio::select! {
+                    () = sleep_until(letter.due) => {}
+                    () = arrived.notified() => {}
+                    () = shutdown.cancelled() => {}
+                }
+                held = Some(letter);
+                continue;
+            }
+            let Some(outcome) = self.deliver(&mut letter, &shutdown).await else {
+                held = Some(letter);
+                continue;
+            };
             let state = &mut *self.state.lock();
             if let Some(lane) = state.lanes.get_mut(&name) {
                 match outcome {
@@ -274,35 +336,36 @@ impl Alerts {
         }
     }
 
-    /// Tries until it is delivered, refused, or too late.
-    async fn deliver(&self, letter: &Letter) -> Delivery {
-        let name = &letter.alert;
-        for attempt in 1.. {
-            let config = self.control.config();
-            // A reload may have mended what was wrong with it.
-            let alert = config.alerts.iter().find(|alert| alert.name == *name);
-            let answer = match alert {
-                Some(alert) => self.attempt(alert, letter).await,
-                None => Err(Failure::last("is not configured any more")),
-            };
-            let failure = answer.err();
-            self.state.lock().note(&letter.id, |view| {
-                view.attempts = attempt;
-                view.problem = failure.as_ref().map(|failure| failure.problem.clone());
-            });
-            let Some(Failure { problem, again }) = failure else {
-                info!(alert = %name, id = %letter.id, attempt, "Webhook told");
-                return Delivery::Delivered;
-            };
-            let pause = pause_after(attempt);
-            if !again || letter.since.elapsed() + pause > GIVE_UP {
-                warn!(alert = %name, id = %letter.id, attempt, %problem, "Webhook could not be told");
-                return Delivery::Failed;
-            }
-            warn!(alert = %name, id = %letter.id, attempt, %problem, ?pause, "Webhook not told yet");
-            sleep(pause).await;
+    /// Tries once. `None`: it is to be tried again when it is due.
+    async fn deliver(&self, letter: &mut Letter, shutdown: &CancellationToken) -> Option<Delivery> {
+        let config = self.control.config();
+        // A reload may have mended what was wrong with it.
+        let alert = config.alerts.iter().find(|alert| alert.name == letter.alert);
+        let answer = match alert {
+            Some(alert) => self.attempt(alert, letter).await,
+            None => Err(Failure::last("is not configured any more")),
+        };
+        letter.attempts += 1;
+        let attempt = letter.attempts;
+        let failure = answer.err();
+        self.state.lock().note(&letter.id, |view| {
+            view.attempts = attempt;
+            view.problem = failure.as_ref().map(|failure| failure.problem.clone());
+        });
+        let (name, id) = (&letter.alert, &letter.id);
+        let Some(Failure { problem, again }) = failure else {
+            info!(alert = %name, %id, attempt, "Webhook told");
+            return Some(Delivery::Delivered);
+        };
+        let pause = pause_after(attempt);
+        // The little time before the end is for what has not been tried.
+        if !again || shutdown.is_cancelled() || letter.since.elapsed() + pause > GIVE_UP {
+            warn!(alert = %name, %id, attempt, %problem, "Webhook could not be told");
+            return Some(Delivery::Failed);
         }
-        Delivery::Failed
+        warn!(alert = %name, %id, attempt, %problem, ?pause, "Webhook not told yet");
+        letter.due = Instant::now() + pause;
+        None
     }
 
     async fn attempt(&self, alert: &Alert, letter: &Letter) -> Result<(), Failure> {
@@ -393,15 +456,30 @@ impl State {
 
 impl Lane {
     /// The one that gave way, if any.
-    fn queue(&mut self, letter: Letter) -> Option<Arc<Letter>> {
-        self.waiting.push_back(Arc::new(letter));
-        if self.waiting.len() <= WAITING {
+    fn queue(&mut self, letter: Letter) -> Option<Letter> {
+        self.waiting.push_back(letter);
+        self.arrived.notify_one();
+        let severities = || self.waiting.iter().map(|letter| letter.message.severity).enumerate();
+        let critical = severities().filter(|(_, severity)| *severity == Severity::Critical).count();
+        let gives_way = if self.waiting.len() - critical > WAITING {
+            severities().min_by_key(|(at, severity)| (*severity, *at))?.0
+        } else if critical > CRITICAL_WAITING {
+            severities().find(|(_, severity)| *severity == Severity::Critical)?.0
+        } else {
             return None;
-        }
+        };
         self.dropped += 1;
+        self.waiting.remove(gives_way)
+    }
+
+    /// The first; but what was tried in vain lets go ahead what is more severe, because the fault may be its own.
+    fn next(&mut self) -> Option<Letter> {
+        if self.waiting.front()?.attempts == 0 {
+            return self.waiting.pop_front();
+        }
         let severities = self.waiting.iter().map(|letter| letter.message.severity).enumerate();
-        let least = severities.min_by_key(|(at, severity)| (*severity, *at))?.0;
-        self.waiting.remove(least)
+        let severest = severities.max_by_key(|(at, severity)| (*severity, Reverse(*at)))?.0;
+        self.waiting.remove(severest)
     }
 }
 
@@ -479,27 +557,58 @@ mod tests {
         assert_eq!(signature, "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
     }
 
+    fn letter(number: usize, severity: Severity) -> Letter {
+        let what = Happened::Recording { works: true, reason: String::new() };
+        Letter {
+            id: number.to_string(),
+            alert: "chat".to_owned(),
+            event: Arc::new(Event { number: number as u64, at: String::new(), what }),
+            message: Message { severity, route: None, text: String::new() },
+            since: Instant::now(),
+            attempts: 0,
+            due: Instant::now(),
+        }
+    }
+
     #[test]
     fn the_least_severe_and_oldest_gives_way() {
-        let letter = |number: u64, severity| {
-            let what = Happened::Recording { works: true, reason: String::new() };
-            Letter {
-                id: number.to_string(),
-                alert: "chat".to_owned(),
-                event: Arc::new(Event { number, at: String::new(), what }),
-                message: Message { severity, route: None, text: String::new() },
-                since: Instant::now(),
-            }
-        };
         let mut lane = Lane::default();
         assert!(lane.queue(letter(0, Severity::Critical)).is_none());
         assert!(lane.queue(letter(1, Severity::Info)).is_none());
-        for number in 2..WAITING as u64 {
+        for number in 2..=WAITING {
             assert!(lane.queue(letter(number, Severity::Warning)).is_none());
         }
-        let gave_way = [1, 2, 3].map(|_| lane.queue(letter(100, Severity::Warning)).unwrap().id.clone());
-        assert_eq!((gave_way, lane.waiting.len(), lane.dropped), (["1", "2", "3"].map(str::to_owned), WAITING, 3));
+        let gave_way = [1, 2, 3].map(|_| lane.queue(letter(100, Severity::Warning)).unwrap().id);
+        assert_eq!((gave_way, lane.dropped), (["1", "2", "3"].map(str::to_owned), 3));
         assert_eq!(lane.queue(letter(101, Severity::Info)).unwrap().id, "101");
-        assert_eq!(lane.waiting[0].id, "0");
+        assert_eq!((lane.waiting[0].id.as_str(), lane.waiting.len()), ("0", 1 + WAITING));
+    }
+
+    #[test]
+    fn routes_that_trip_together_are_all_told_of() {
+        let mut lane = Lane::default();
+        for number in 0..WAITING {
+            assert!(lane.queue(letter(number, Severity::Warning)).is_none());
+        }
+        for number in 0..CRITICAL_WAITING {
+            assert!(lane.queue(letter(1000 + number, Severity::Critical)).is_none(), "{number} wait");
+        }
+        assert_eq!(lane.queue(letter(1, Severity::Critical)).unwrap().id, "1000");
+        assert_eq!((lane.waiting.len(), lane.dropped), (WAITING + CRITICAL_WAITING, 1));
+    }
+
+    #[test]
+    fn what_was_tried_in_vain_lets_the_more_severe_go_ahead() {
+        use Severity::{Critical, Info, Warning};
+        let mut lane = Lane::default();
+        for (number, severity) in [Info, Warning, Critical, Warning, Critical].into_iter().enumerate() {
+            lane.queue(letter(number, severity));
+        }
+        let mut first = lane.next().unwrap();
+        assert_eq!(first.id, "0", "in order, as long as nothing fails");
+        first.attempts = 1;
+        lane.waiting.push_front(first);
+        let order: Vec<String> = std::iter::from_fn(|| lane.next()).map(|letter| letter.id).collect();
+        assert_eq!(order, ["2", "4", "1", "3", "0"]);
     }
 }

@@ -259,7 +259,7 @@ impl Control {
                 rows: Rows::default(),
                 refusals: Refusals::default(),
                 failing: None,
-                announcer: Announcer::new(),
+                announcer: Announcer::new(config.routes.len()),
             }),
             signals: Signals::new(signals),
             wake_recorder: Arc::new(Notify::new()),

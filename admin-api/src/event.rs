@@ -89,6 +89,10 @@ pub enum Happened {
         works: bool,
         reason: String,
     },
+    /// Only to one who was too slow: this many events before this one are lost to it.
+    Missed {
+        missed: u64,
+    },
 }
 
 impl Happened {
@@ -103,6 +107,7 @@ impl Happened {
             Self::Plan { .. } => "plan",
             Self::Reload { .. } => "reload",
             Self::Recording { .. } => "recording",
+            Self::Missed { .. } => "missed",
         }
     }
 }
@@ -135,19 +140,21 @@ pub(crate) fn rfc3339(at: OffsetDateTime) -> String {
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
-/// Sends events to all listeners. A listener that falls more than [`EVENTS_KEPT`] behind loses the oldest and is told
-/// how many.
+/// Sends events to all listeners. A listener that falls too far behind loses the oldest and is told how many.
 #[derive(Debug)]
 pub(crate) struct Announcer {
     sender: broadcast::Sender<Arc<Event>>,
     last: u64,
 }
 
+/// Events that a listener may be behind, at least.
 const EVENTS_KEPT: usize = 256;
+/// More for each route: when all trip in the same second, each has several at once.
+const EVENTS_PER_ROUTE: usize = 8;
 
 impl Announcer {
-    pub(crate) fn new() -> Self {
-        Self { sender: broadcast::Sender::new(EVENTS_KEPT), last: 0 }
+    pub(crate) fn new(routes: usize) -> Self {
+        Self { sender: broadcast::Sender::new(EVENTS_KEPT + EVENTS_PER_ROUTE * routes), last: 0 }
     }
 
     pub(crate) fn announce(&mut self, at: OffsetDateTime, what: Happened) {

@@ -77,6 +77,11 @@ impl Message {
             Happened::Recording { works: true, .. } => {
                 (Severity::Info, None, "the state file can be written again".to_owned())
             }
+            // Trips may be among them.
+            Happened::Missed { missed } => {
+                let text = format!("{missed} events went by too fast to tell of them; look at /incidents and /audit");
+                (Severity::Critical, None, text)
+            }
         };
         let text = match route {
             // It names the route itself.

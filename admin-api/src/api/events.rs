@@ -11,6 +11,7 @@ use http::{StatusCode, Uri, header};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
 use super::{Problem, State, body::Fields};
+use crate::Happened;
 
 /// Splits, verdicts, trips, resets and reloads, as server-sent events
 ///
@@ -44,7 +45,8 @@ pub(super) async fn events(
                 sse::Event::default().id(event.number.to_string()).event(event.what.name()).data(data)
             }
             Err(BroadcastStreamRecvError::Lagged(missed)) => {
-                sse::Event::default().event("missed").data(format!("{{\"type\":\"missed\",\"missed\":{missed}}}"))
+                let what = Happened::Missed { missed };
+                sse::Event::default().event(what.name()).data(serde_json::to_string(&what).unwrap_or_default())
             }
         })
     });

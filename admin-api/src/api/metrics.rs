@@ -278,6 +278,8 @@ fn write_alerts(out: &mut Exposition, alerts: &Alerts) {
     for webhook in &webhooks {
         out.sample("crossfade_alerts_waiting", &[("alert", &webhook.alert)], webhook.waiting);
     }
+    out.family("crossfade_alerts_missed_total", COUNTER, "Events that went by too fast to tell of them");
+    out.sample("crossfade_alerts_missed_total", &[], alerts.missed());
 }
 
 fn by_reason<'a>(

@@ -111,8 +111,10 @@ async fn everybody_is_told_what_they_asked_for_in_their_form() {
 #[tokio::test]
 async fn what_fails_is_tried_again_in_order() {
     let peer = Peer::start([Reply::Status(500), Reply::Close, Reply::Status(429), Reply::Status(200)]).await;
-    let server = Server::start(telling(&alert(&peer, "severity = \"info\""), Path::new(""))).await;
+    let server = Server::start(telling(&alert(&peer, ""), Path::new(""))).await;
     rolled_back(&server, "p95 doubled").await;
+    server.control.reset("shop", "again", &ann(), None).await.unwrap();
+    rolled_back(&server, "p95 doubled again").await;
     in_state(&server, "delivered").await;
     let record = record(&server).await;
     assert_eq!(record.len(), 2);
@@ -123,6 +125,70 @@ async fn what_fails_is_tried_again_in_order() {
     assert_eq!(ids.len(), 5);
     assert!(ids[..4].iter().all(|id| *id == ids[0]) && ids[4] != ids[0], "{ids:?}");
     assert_eq!(record[1]["id"], ids[0]);
+    server.stop().await;
+}
+
+/// A message that its webhook has refused to digest three times, and four seconds until the next attempt.
+async fn stuck() -> (Peer, Server) {
+    let peer = Peer::start([Reply::Status(500)]).await;
+    let server = Server::start(telling(&alert(&peer, ""), Path::new(""))).await;
+    rolled_back(&server, "p95 doubled").await;
+    eventually("it is tried three times", || peer.requests().len() == 3).await;
+    for _ in 0..2000 {
+        if record(&server).await[0]["attempts"] == 3 {
+            peer.reply(Reply::Status(200));
+            return (peer, server);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("never tried: {:?}", record(&server).await);
+}
+
+fn types(peer: &Peer) -> Vec<String> {
+    let event = |request: &Request| serde_json::from_str::<Value>(&request.body).unwrap()["event"]["type"].clone();
+    peer.requests().iter().map(|request| event(request).as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_cannot_be_digested_does_not_hold_back_what_is_more_severe() {
+    let (peer, server) = stuck().await;
+    server.control.reset("shop", "again", &ann(), None).await.unwrap();
+    server.control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+    let guardian = Guardian::new(server.control.clone());
+    for _ in 0..30 {
+        server.plane.second("shop", (50, 0), (20, 30));
+        guardian.tick();
+    }
+    eventually("both are told", || peer.requests().len() == 5).await;
+    assert_eq!(types(&peer)[3..], ["trip", "split"]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_is_tried_once_more_at_the_end() {
+    let (peer, server) = stuck().await;
+    server.stop().await;
+    assert_eq!(types(&peer), ["split"; 4]);
+}
+
+#[tokio::test]
+async fn that_events_went_by_is_told() {
+    let peer = Peer::start([Reply::Status(200)]).await;
+    let server = Server::start(telling(&alert(&peer, "severity = \"critical\""), Path::new(""))).await;
+    // Listening; and then it has no turn in between.
+    rolled_back(&server, "p95 doubled").await;
+    for _ in 0..1_000 {
+        server.control.reload_refused("nonsense");
+    }
+    eventually("it is told", || !peer.requests().is_empty()).await;
+    let told: Value = serde_json::from_str(&peer.requests()[0].body).unwrap();
+    assert_eq!((&told["severity"], &told["event"]["type"]), (&"critical".into(), &"missed".into()));
+    let missed = told["event"]["missed"].as_u64().unwrap();
+    assert!(missed >= 300, "{missed}");
+    let text = format!("crossfade: {missed} events went by too fast to tell of them; look at /incidents and /audit");
+    assert_eq!(told["text"], text);
+    let metrics = server.get("/metrics").await.body;
+    assert!(metrics.contains(&format!("\ncrossfade_alerts_missed_total {missed}\n")), "{metrics}");
     server.stop().await;
 }
 
