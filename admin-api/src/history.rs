@@ -94,8 +94,14 @@ pub enum HistoryError {
     Open { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("history file {}: {problem}; give admin.history a file of its own, or move this one away", path.display())]
     NotOurs { path: PathBuf, problem: String },
+    #[error("history file {}: is damaged: {problem}; it is moved aside with the next minute", path.display())]
+    Damaged { path: PathBuf, problem: String },
     #[error("history file {}: {operation} failed; check the disk it is on", path.display())]
-    Io { path: PathBuf, operation: &'static str, source: rusqlite::Error },
+    Io { path: PathBuf, operation: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("history file {}: reading took more than 2 s; ask for less time at once", path.display())]
+    TooMuch { path: PathBuf },
+    #[error("history file {}: an earlier minute is still being written; check the disk it is on", path.display())]
+    Overdue { path: PathBuf },
     #[error("history file {}: {operation} was abandoned; it is tried again", path.display())]
     Abandoned { path: PathBuf, operation: &'static str },
 }

@@ -41,8 +41,12 @@ const FILES_EVERY: Duration = Duration::from_secs(1);
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 /// How long a look-up of names may hold up the start or a reload.
 const NAMES_PATIENCE: Duration = Duration::from_secs(5);
-/// What the last minute of the history may take when the process ends.
-const HISTORY_PATIENCE: Duration = Duration::from_secs(2);
+/// What the state file may take when the process ends: a disk that is merely slow is worth waiting for.
+const STATE_PATIENCE: Duration = Duration::from_secs(10);
+/// What the last minute of the history may take then: longer than somebody reads it.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(3);
+/// What is left on threads then, such as a write to a disk that hangs.
+const THREADS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A configuration whose sockets are bound, so that nothing but their traffic can go wrong from here on.
 pub(crate) struct Server {
@@ -137,7 +141,9 @@ impl Server {
     /// serves. Errors: the state database or a file the configuration names; nothing has been served then.
     pub(crate) fn run(self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
         let control_runtime = Arc::clone(&self.control_runtime);
-        control_runtime.block_on(self.serve(stop, on_ready))
+        let served = control_runtime.block_on(self.serve(stop, on_ready));
+        end(control_runtime);
+        served
     }
 
     async fn serve(mut self, stop: CancellationToken, on_ready: impl FnOnce()) -> Result<()> {
@@ -230,10 +236,12 @@ impl Server {
         all_ended.await.context("waiting for the workers")?;
         end.cancel();
         // What is on disk is the successor's.
-        if !control.is_frozen()
-            && let Err(error) = control.flush().await
-        {
-            tracing::error!(%error, "Not everything that changed is on disk");
+        if !control.is_frozen() {
+            match time::timeout(STATE_PATIENCE, control.flush()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "Not everything that changed is on disk"),
+                Err(_) => tracing::error!("Not everything that changed is on disk, which does not answer"),
+            }
         }
         // A disk that hangs holds nobody up for that.
         let _ = time::timeout(HISTORY_PATIENCE, history.finish()).await;
@@ -251,6 +259,13 @@ fn control_runtime() -> Result<Arc<Runtime>> {
     // Two, so that reading certificates does not hold up a rollback.
     let control = runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
     Ok(Arc::new(control.context("cannot start the control plane's threads")?))
+}
+
+/// Leaves behind what still hangs on a thread: dropped, a runtime would wait for it as long as it takes.
+fn end(runtime: Arc<Runtime>) {
+    if let Some(runtime) = Arc::into_inner(runtime) {
+        runtime.shutdown_timeout(THREADS_PATIENCE);
+    }
 }
 
 /// What goes on beside the traffic.
@@ -559,5 +574,32 @@ async fn either(one: &mut Signal, other: &mut Signal) {
     tokio::select! {
         _ = one.recv() => {}
         _ = other.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_does_not_keep_the_process() {
+        let runtime = control_runtime().unwrap();
+        // As a write to a disk that does not answer.
+        let (hold, held) = mpsc::channel::<()>();
+        let (begun, begins) = mpsc::channel();
+        runtime.spawn_blocking(move || {
+            begun.send(()).unwrap();
+            held.recv()
+        });
+        begins.recv().unwrap();
+        let (ended, ends) = mpsc::channel();
+        thread::spawn(move || {
+            end(runtime);
+            ended.send(()).unwrap();
+        });
+        assert_eq!(ends.recv_timeout(Duration::from_secs(20)), Ok(()));
+        drop(hold);
     }
 }

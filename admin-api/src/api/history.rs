@@ -105,6 +105,8 @@ const MOST: usize = 10_000;
         (status = 200, description = "A row for each minute that is over, route and arm", body = Minutes),
         (status = 404, description = "No such route, now or then", body = Problem,
          content_type = "application/problem+json"),
+        (status = 503, description = "The file cannot be read, or not within 2 s", body = Problem,
+         content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn history(state: State, uri: Uri) -> Result<Json<Minutes>, Box<Problem>> {
@@ -153,9 +155,11 @@ fn parse(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, &'static str
 }
 
 fn unreadable(error: HistoryError) -> Box<Problem> {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "history", with_sources(&error))
-        .cure("see the history file's disk and try again")
-        .header(header::RETRY_AFTER, "60")
+    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "history", with_sources(&error));
+    match error {
+        HistoryError::TooMuch { .. } => problem.cure("ask for less time at once, with since and until"),
+        _ => problem.cure("see the history file's disk and try again").header(header::RETRY_AFTER, "60"),
+    }
 }
 
 #[cfg(test)]

@@ -2,15 +2,18 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
+    io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use config::{Arm, Split};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{HistoryError, Row, Wanted};
@@ -21,6 +24,10 @@ use crate::{Outcome, Verdict};
 pub struct History {
     settings: config::History,
     held: Mutex<Option<Held>>,
+    /// One reads at a time, on a connection of its own: whoever records never waits for this lock.
+    reading: Mutex<()>,
+    /// Somebody has read something that cannot be right.
+    suspect: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -32,9 +39,16 @@ struct Held {
 /// Device and inode: a file that somebody has removed is not written to any more.
 type Identity = (u64, u64);
 
+/// For one who reads. Meanwhile SQLite lets nobody finish writing.
+const READING: Duration = Duration::from_secs(2);
+/// Longer than somebody reads; whoever takes over writes there, too, for moments.
+const WRITING: Duration = Duration::from_secs(4);
+/// Steps of SQLite's between two looks at the clock: a few rows.
+const STEPS: i32 = 100;
+
 impl History {
     pub fn new(settings: config::History) -> Self {
-        Self { settings, held: Mutex::new(None) }
+        Self { settings, held: Mutex::default(), reading: Mutex::default(), suspect: AtomicBool::default() }
     }
 
     /// Writes minutes, and forgets what is too old or too much. Counts are added to those that are there already: of a
@@ -43,7 +57,7 @@ impl History {
     /// `now`: seconds since 1970. Errors: nothing is written.
     pub fn record(&self, rows: &[Row], now: i64) -> Result<(), HistoryError> {
         let oldest = now.saturating_sub_unsigned(self.settings.keep.as_secs());
-        self.with("writing", |connection| {
+        self.write(|connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             prune(&transaction, oldest, self.most_pages() * 3 / 4)?;
             for row in rows {
@@ -61,10 +75,28 @@ impl History {
         })
     }
 
-    /// Minutes, oldest first, and whether older ones were left out for the limit.
+    /// Minutes, oldest first, and whether older ones were left out for the limit. Errors: also, it took longer than 2 s.
     pub fn read(&self, wanted: &Wanted) -> Result<(Vec<Row>, bool), HistoryError> {
-        self.with("reading", |connection| {
-            let mut statement = connection.prepare_cached(&format!(
+        self.read_until(wanted, Instant::now() + READING)
+    }
+
+    fn read_until(&self, wanted: &Wanted, until: Instant) -> Result<(Vec<Row>, bool), HistoryError> {
+        let path = || self.path().to_owned();
+        let _turn =
+            self.reading.try_lock_until(until.into_std()).ok_or_else(|| HistoryError::TooMuch { path: path() })?;
+        // Nothing was recorded yet, or somebody has removed it.
+        if identity(self.path()).is_none() && self.path().parent().is_some_and(Path::is_dir) {
+            return Ok((Vec::new(), false));
+        }
+        let read = || -> Result<_, Unfit> {
+            let mut connection = connect(self.path(), until.saturating_duration_since(Instant::now()))?;
+            connection.pragma_update(None, "query_only", true)?;
+            connection.progress_handler(STEPS, Some(move || Instant::now() >= until))?;
+            let transaction = connection.transaction()?;
+            if !is_begun(&transaction)? {
+                return Ok((Vec::new(), false));
+            }
+            let mut statement = transaction.prepare(&format!(
                 "SELECT {COLUMNS} FROM minute WHERE at >= ?1 AND at < ?2 AND (?3 IS NULL OR route = ?3)
                  ORDER BY at DESC, route DESC, arm DESC"
             ))?;
@@ -81,6 +113,16 @@ impl History {
             }
             rows.reverse();
             Ok((rows, more))
+        };
+        read().map_err(|unfit| match unfit {
+            Unfit::Damaged(problem) => {
+                // Whoever records looks at all of it, and moves it aside.
+                self.suspect.store(true, Ordering::Relaxed);
+                HistoryError::Damaged { path: path(), problem }
+            }
+            Unfit::NotOurs(problem) => HistoryError::NotOurs { path: path(), problem },
+            Unfit::Unusable(_) if Instant::now() >= until => HistoryError::TooMuch { path: path() },
+            Unfit::Unusable(source) => HistoryError::Io { path: path(), operation: "reading", source },
         })
     }
 
@@ -92,14 +134,11 @@ impl History {
         self.settings.max / PAGE
     }
 
-    fn with<T>(
-        &self,
-        operation: &'static str,
-        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, HistoryError> {
+    fn write(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<()>) -> Result<(), HistoryError> {
         let path = self.path();
         let mut guard = self.held.lock();
-        let held = match guard.take().filter(|held| identity(path) == Some(held.identity)) {
+        let sound = !self.suspect.swap(false, Ordering::Relaxed);
+        let held = match guard.take().filter(|held| sound && identity(path) == Some(held.identity)) {
             Some(held) => held,
             None => open(path, self.most_pages())?,
         };
@@ -109,7 +148,7 @@ impl History {
             if is_damage(&source) {
                 *guard = None;
             }
-            HistoryError::Io { path: path.to_owned(), operation, source }
+            HistoryError::Io { path: path.to_owned(), operation: "writing", source: source.into() }
         })
     }
 }
@@ -244,15 +283,20 @@ fn pages(connection: &Connection, pragma: &str) -> rusqlite::Result<u64> {
 
 /// Opens the file, or a new one where there is none or only a damaged one, which is moved aside.
 fn open(path: &Path, most_pages: u64) -> Result<Held, HistoryError> {
-    match connect(path, most_pages) {
+    let judged = identity(path);
+    match prepare(path, most_pages) {
         Err(Unfit::Damaged(problem)) => {
             let aside = beside(path, ".damaged");
-            let moved = fs::rename(path, &aside);
-            // What SQLite would roll back belongs to the damaged one. Mostly there is none.
-            let _ = fs::rename(beside(path, "-journal"), beside(&aside, "-journal"));
-            moved.map_err(|source| HistoryError::Open { path: path.to_owned(), source: source.into() })?;
-            warn!(file = %path.display(), problem, aside = %aside.display(), "History is damaged; beginning a new one");
-            connect(path, most_pages)
+            let moved = move_aside(path, &aside, judged);
+            if moved.map_err(|source| HistoryError::Open { path: path.to_owned(), source: source.into() })? {
+                warn!(
+                    file = %path.display(),
+                    problem,
+                    aside = %aside.display(),
+                    "History is damaged; beginning a new one"
+                );
+            }
+            prepare(path, most_pages)
         }
         connected => connected,
     }
@@ -260,6 +304,25 @@ fn open(path: &Path, most_pages: u64) -> Result<Held, HistoryError> {
         Unfit::Damaged(problem) | Unfit::NotOurs(problem) => HistoryError::NotOurs { path: path.to_owned(), problem },
         Unfit::Unusable(source) => HistoryError::Open { path: path.to_owned(), source },
     })
+}
+
+/// Whether it was moved; not where the path leads to another file than the one that was `judged`: another process has found
+/// the same damage, and this is its new one.
+fn move_aside(path: &Path, aside: &Path, judged: Option<Identity>) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    // Of those that are here with the same file, one at a time.
+    file.lock()?;
+    if Some(identity_of(&file.metadata()?)) != judged || identity(path) != judged {
+        return Ok(false);
+    }
+    // What SQLite would roll back belongs to the damaged one. Mostly there is none. Before the file, or it might be another
+    // process's, that has begun a new one.
+    let _ = fs::rename(beside(path, "-journal"), beside(aside, "-journal"));
+    fs::rename(path, aside)?;
+    Ok(true)
 }
 
 /// Why a file is not the history.
@@ -280,19 +343,29 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-fn connect(path: &Path, most_pages: u64) -> Result<Held, Unfit> {
+/// Opens a file that there is. `patience`: with others that use it.
+fn connect(path: &Path, patience: Duration) -> Result<Connection, Unfit> {
     if fs::metadata(path).is_ok_and(|file| !file.is_file()) {
         return Err(Unfit::NotOurs("is not a file".to_owned()));
     }
-    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    made.map_err(|error| Unfit::Unusable(error.into()))?;
-    let before = identity(path);
-    let mut connection =
+    // To read it as well: a journal that a crash has left is to be rolled back first.
+    let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    // Whoever takes over writes there, too, for moments.
-    connection.busy_timeout(Duration::from_secs(2))?;
+    connection.busy_timeout(patience)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
+    Ok(connection)
+}
+
+/// Makes the file where there is none, looks at all of it, and opens it to write.
+fn prepare(path: &Path, most_pages: u64) -> Result<Held, Unfit> {
+    // Only then: to close it ends every lock that this process has on it, of one who reads as well.
+    if identity(path).is_none() {
+        let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        made.map_err(|error| Unfit::Unusable(error.into()))?;
+    }
+    let before = identity(path);
+    let mut connection = connect(path, WRITING)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     if fs::metadata(path).is_ok_and(|file| file.len() == 0) {
         // Before the first table, or it is too late for it.
@@ -309,29 +382,12 @@ fn connect(path: &Path, most_pages: u64) -> Result<Held, Unfit> {
 /// Makes the table in an empty file; looks at all of any other.
 fn verify(connection: &mut Connection) -> Result<(), Unfit> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let read = |pragma: &str| transaction.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
-    let schema = transaction
-        .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<Vec<String>>>()?;
-    match (read("application_id")?, read("user_version")?) {
-        (0, 0) if schema.is_empty() => {
-            transaction.execute_batch(TABLE)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", FORMAT)?;
-            transaction.commit()?;
-            return Ok(());
-        }
-        (APPLICATION_ID, FORMAT) => {}
-        (APPLICATION_ID, found) if found > FORMAT => {
-            let problem = format!("was written by a newer crossfade (format {found}, this one knows {FORMAT})");
-            return Err(Unfit::NotOurs(problem));
-        }
-        (APPLICATION_ID, found) => return Err(Unfit::Damaged(format!("it has the unknown format {found}"))),
-        _ => return Err(Unfit::NotOurs("is a SQLite database, but no history of crossfade".to_owned())),
-    }
-    if schema != [TABLE] {
-        return Err(Unfit::Damaged("its tables are not those of its format".to_owned()));
+    if !is_begun(&transaction)? {
+        transaction.execute_batch(TABLE)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", FORMAT)?;
+        transaction.commit()?;
+        return Ok(());
     }
     let check: String = transaction.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if check != "ok" {
@@ -343,12 +399,101 @@ fn verify(connection: &mut Connection) -> Result<(), Unfit> {
     Ok(())
 }
 
+/// Whether the table is there; not in a file without anything. Errors: the file is not a history.
+fn is_begun(transaction: &Transaction<'_>) -> Result<bool, Unfit> {
+    let read = |pragma: &str| transaction.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let schema = transaction
+        .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<Vec<String>>>()?;
+    match (read("application_id")?, read("user_version")?) {
+        (0, 0) if schema.is_empty() => return Ok(false),
+        (APPLICATION_ID, FORMAT) => {}
+        (APPLICATION_ID, found) if found > FORMAT => {
+            let problem = format!("was written by a newer crossfade (format {found}, this one knows {FORMAT})");
+            return Err(Unfit::NotOurs(problem));
+        }
+        (APPLICATION_ID, found) => return Err(Unfit::Damaged(format!("it has the unknown format {found}"))),
+        _ => return Err(Unfit::NotOurs("is a SQLite database, but no history of crossfade".to_owned())),
+    }
+    if schema != [TABLE] {
+        return Err(Unfit::Damaged("its tables are not those of its format".to_owned()));
+    }
+    Ok(true)
+}
+
 fn identity(path: &Path) -> Option<Identity> {
-    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    fs::metadata(path).ok().as_ref().map(identity_of)
+}
+
+fn identity_of(file: &Metadata) -> Identity {
+    (file.dev(), file.ino())
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process};
+
+    use super::*;
+    use crate::Tally;
+
+    const ALL: Wanted = Wanted { route: None, since: i64::MIN, until: i64::MAX, limit: 1_000_000 };
+
+    /// A history in a folder of its own, which is removed by who is done with it.
+    fn history(name: &str) -> (PathBuf, History) {
+        let folder = env::temp_dir().join(format!("crossfade-{name}-{}", process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("h.db");
+        (folder, History::new(config::History { path, keep: Duration::from_secs(3600), max: 8 * 1024 * 1024 }))
+    }
+
+    fn rows(minutes: i64) -> Vec<Row> {
+        let row = |minute| Row::of(minute * 60, "shop", Arm::Blue, 60, &Tally::default());
+        (0..minutes).map(|minute| Row { dispatched: 1, ..row(minute) }).collect()
+    }
+
+    #[test]
+    fn neither_waits_for_the_other_to_read_or_to_record() {
+        let (folder, history) = history("apart");
+        let reading = history.reading.lock();
+        history.record(&rows(1), 0).unwrap();
+        drop(reading);
+        let recording = history.held.lock();
+        assert_eq!(history.read(&ALL).unwrap(), (rows(1), false));
+        drop(recording);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn whoever_reads_for_too_long_is_told_to_ask_for_less() {
+        let (folder, history) = history("long");
+        history.record(&rows(3_000), 0).unwrap();
+        // No row of it is found, so that there is none to look at the clock with.
+        let nothing = Wanted { route: Some("none".to_owned()), ..ALL };
+        let error = history.read_until(&nothing, Instant::now()).unwrap_err();
+        assert!(matches!(error, HistoryError::TooMuch { .. }), "{error}");
+        assert_eq!(history.read(&nothing).unwrap(), (Vec::new(), false));
+        history.record(&rows(1), 0).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_others_record_after_the_same_damage_is_not_moved_away() {
+        let (folder, history) = history("damage");
+        let (path, aside) = (history.path(), beside(history.path(), ".damaged"));
+        fs::write(path, b"once upon a time there was a blue system").unwrap();
+        let judged = identity(path);
+        assert!(move_aside(path, &aside, judged).unwrap());
+        assert!(!move_aside(path, &aside, judged).unwrap(), "nothing is there yet");
+        history.record(&rows(1), 0).unwrap();
+        assert!(!move_aside(path, &aside, judged).unwrap());
+        assert_eq!(history.read(&ALL).unwrap().0, rows(1));
+        fs::remove_dir_all(folder).unwrap();
+    }
 }

@@ -10,6 +10,7 @@ use std::{
 use config::Arm;
 use parking_lot::Mutex;
 use time::OffsetDateTime;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,6 +22,8 @@ pub struct Recorder {
     control: Arc<Control>,
     history: Arc<History>,
     seen: Mutex<Seen>,
+    /// Who writes.
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -31,7 +34,7 @@ struct Seen {
     minutes: BTreeMap<(i64, String), Minute>,
     /// What each route's guard last said in an earlier minute. It stays with a latched route, which nobody judges.
     judged: BTreeMap<String, Arc<Judgement>>,
-    /// Finished, and not on disk.
+    /// Finished, and not on disk; nor being written.
     waiting: VecDeque<Row>,
     lost: u64,
     problem: Option<String>,
@@ -44,7 +47,7 @@ struct Minute {
     green: Tally,
 }
 
-/// Rows that wait for a disk that fails. The oldest are given up for newer ones, and counted. They fit into the room
+/// Rows that wait for a disk that fails or hangs. The oldest are given up for newer ones, and counted. They fit into the room
 /// that pruning leaves in the smallest file.
 const WAITING: usize = 8192;
 
@@ -53,40 +56,52 @@ const AFTER_THE_MINUTE: u64 = 2;
 
 impl Recorder {
     pub fn new(control: Arc<Control>, history: History) -> Self {
-        Self { control, history: Arc::new(history), seen: Mutex::default() }
+        Self { control, history: Arc::new(history), seen: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 
-    /// Records every minute until `shutdown`. What has begun then is for [`Self::finish`].
+    /// Records every minute until `shutdown`, also while an earlier one is still being written: the plane soon forgets its
+    /// seconds. What has begun then is for [`Self::finish`].
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut recording = JoinSet::new();
         loop {
             let into = OffsetDateTime::now_utc().unix_timestamp().rem_euclid(60).unsigned_abs();
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(Duration::from_secs(60 - into + AFTER_THE_MINUTE)) => {}
             }
-            self.record(OffsetDateTime::now_utc()).await;
+            while recording.try_join_next().is_some() {}
+            let recorder = Arc::clone(&self);
+            recording.spawn(async move { recorder.record(OffsetDateTime::now_utc()).await });
         }
+        while recording.join_next().await.is_some() {}
     }
 
-    /// Writes every minute that is over. A failure is logged once and tried again with the next minute.
+    /// Writes every minute that is over. A failure is logged once and tried again with the next minute, and so it is where
+    /// an earlier minute is still being written.
     pub async fn record(&self, now: OffsetDateTime) {
         let now = now.unix_timestamp();
         self.gather(now);
-        self.write(minute(now), now).await;
+        self.close(minute(now));
+        match self.turn.try_lock() {
+            Ok(_turn) => self.write(now).await,
+            Err(_) => self.seen.lock().fail(&HistoryError::Overdue { path: self.history.path().to_owned() }),
+        }
     }
 
-    /// Writes the minute that is not over as well, before the process ends.
+    /// Writes the minute that is not over as well, before the process ends. Waits for what is being written.
     pub async fn finish(&self) {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         self.gather(now);
-        self.write(i64::MAX, now).await;
+        self.close(i64::MAX);
+        let _turn = self.turn.lock().await;
+        self.write(now).await;
     }
 
     pub async fn read(&self, wanted: Wanted) -> Result<(Vec<Row>, bool), HistoryError> {
         self.blocking("reading", move |history| history.read(&wanted)).await
     }
 
-    /// Rows that were given up because the disk failed for long.
+    /// Rows that were given up because the disk failed or hung for long.
     pub fn rows_lost(&self) -> u64 {
         self.seen.lock().lost
     }
@@ -116,14 +131,9 @@ impl Recorder {
         seen.last.retain(|route, _| self.control.state(route).is_ok());
     }
 
-    /// Finishes the minutes before `until` and writes all that wait.
-    async fn write(&self, until: i64, now: i64) {
-        let rows: Vec<Row> = {
-            let mut guard = self.seen.lock();
-            let seen = &mut *guard;
-            self.close(seen, until);
-            seen.waiting.drain(..).collect()
-        };
+    /// Writes all that wait. For who has the turn.
+    async fn write(&self, now: i64) {
+        let rows: Vec<Row> = self.seen.lock().waiting.drain(..).collect();
         let rows = Arc::new(rows);
         let batch = Arc::clone(&rows);
         let written = self.blocking("writing", move |history| history.record(&batch, now)).await;
@@ -138,14 +148,8 @@ impl Recorder {
             Err(error) => {
                 let newer = mem::replace(&mut seen.waiting, Arc::unwrap_or_clone(rows).into());
                 seen.waiting.extend(newer);
-                let too_many = seen.waiting.len().saturating_sub(WAITING);
-                seen.waiting.drain(..too_many);
-                seen.lost += too_many as u64;
-                let problem = with_sources(&error);
-                if seen.problem.is_none() {
-                    warn!(error = %problem, "History cannot be written; trying again every minute");
-                }
-                seen.problem = Some(problem);
+                seen.give_up();
+                seen.fail(&error);
             }
         }
     }
@@ -162,7 +166,9 @@ impl Recorder {
     }
 
     /// Makes rows of the minutes before `until`.
-    fn close(&self, seen: &mut Seen, until: i64) {
+    fn close(&self, until: i64) {
+        let mut guard = self.seen.lock();
+        let seen = &mut *guard;
         // Its splits are the other process's to tell.
         let views = if self.control.is_frozen() { Vec::new() } else { self.control.states() };
         let later = seen.minutes.split_off(&(until, String::new()));
@@ -180,6 +186,25 @@ impl Recorder {
             seen.waiting.extend([blue, green]);
         }
         seen.judged = views.into_iter().filter_map(|view| Some((view.route, view.judgement?))).collect();
+        seen.give_up();
+    }
+}
+
+impl Seen {
+    /// Gives up the oldest rows, where too many wait.
+    fn give_up(&mut self) {
+        let too_many = self.waiting.len().saturating_sub(WAITING);
+        self.waiting.drain(..too_many);
+        self.lost += too_many as u64;
+    }
+
+    /// Remembers why a minute is not on disk, and logs the first of several reasons.
+    fn fail(&mut self, error: &HistoryError) {
+        let problem = with_sources(error);
+        if self.problem.is_none() {
+            warn!(error = %problem, "History cannot be written; trying again every minute");
+        }
+        self.problem = Some(problem);
     }
 }
 

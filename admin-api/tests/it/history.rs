@@ -392,6 +392,54 @@ async fn a_file_that_somebody_holds_delays_nobody_else() {
     assert_eq!((recorder.problem(), all(&recorder).await.len()), (None, 2));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn minutes_go_on_while_one_is_still_being_written() {
+    let folder = Folder::new();
+    let path = folder.file("h.db");
+    let (plane, _, recorder) = recorded(open(&path)).await;
+    recorder.record(moment(TEN_15)).await;
+    let holder = Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let minute = || (0..60).for_each(|_| plane.second("shop", (1, 0), (0, 0)));
+    minute();
+    let hangs = recorder.record(moment(TEN_15 + MINUTE));
+    let goes_on = async {
+        for after in 2..=6 {
+            minute();
+            recorder.record(moment(TEN_15 + after * MINUTE)).await;
+            let problem = recorder.problem().unwrap();
+            assert!(problem.contains("an earlier minute is still being written; check the disk"), "{problem}");
+        }
+        holder.execute_batch("ROLLBACK").unwrap();
+    };
+    tokio::join!(hangs, goes_on);
+    recorder.record(moment(TEN_15 + 6 * MINUTE)).await;
+    assert_eq!((recorder.problem(), recorder.rows_lost()), (None, 0));
+    let rows = all(&recorder).await;
+    let minutes: Vec<_> = rows.iter().filter(|row| row.arm == Arm::Blue).map(|row| (row.at, row.dispatched)).collect();
+    assert_eq!(minutes, (0..6).map(|after| (TEN_15 + after * MINUTE, 60)).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_given_up_while_one_is_being_written_are_counted() {
+    let folder = Folder::new();
+    let path = folder.file("h.db");
+    let (plane, _, recorder) = recorded(open(&path)).await;
+    recorder.record(moment(TEN_15)).await;
+    let holder = Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    plane.second("shop", (1, 0), (0, 0));
+    let hangs = recorder.record(moment(TEN_15 + MINUTE));
+    let goes_on = async {
+        // Two rows each.
+        (0..4_200 * MINUTE).for_each(|_| plane.second("shop", (0, 0), (0, 0)));
+        recorder.record(moment(TEN_15 + 4_201 * MINUTE)).await;
+        assert_eq!(recorder.rows_lost(), 2 * 4_200 - 8_192);
+        holder.execute_batch("ROLLBACK").unwrap();
+    };
+    tokio::join!(hangs, goes_on);
+}
+
 #[test]
 fn pages_of_any_size_hold_every_row_once() {
     let mut random = seeded();
