@@ -21,6 +21,7 @@ use crate::Verdict;
 pub struct Run {
     /// As it was when it was started: a reload changes none that runs.
     pub plan: Plan,
+    pub origin: Origin,
     pub state: State,
     /// Which of the plan's steps, from 0; behind the last one green is done, and blue a hot standby.
     pub step: usize,
@@ -44,6 +45,15 @@ pub struct Run {
     pub started: Stamp,
     /// The last change of state or step.
     pub changed: Stamp,
+}
+
+/// Where a plan is from, and with it the addresses of its webhooks, which may hold secrets and are not recorded.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The configuration had the same.
+    Configured,
+    Sent,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
@@ -216,11 +226,12 @@ pub struct Ticked {
 impl Run {
     /// Begins with the first step that is not below what green has. Errors: green has more than the plan ends with, in
     /// per cent.
-    pub fn start(plan: Plan, live: Split, stamp: Stamp) -> Result<Self, Split> {
+    pub fn start(plan: Plan, origin: Origin, live: Split, stamp: Stamp) -> Result<Self, Split> {
         let last = plan.steps.last().map_or(Split::NONE, |last| last.green);
         let first = plan.steps.iter().position(|step| step.green >= live).ok_or(last)?;
         Ok(Self {
             plan,
+            origin,
             state: State::Running,
             step: first,
             entered: false,

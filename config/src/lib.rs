@@ -19,7 +19,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 pub use alert::{Alert, AlertFormat, Severity};
 pub use fault::{Fault, Faults};
-pub use plan::{Gates, Otherwise, Plan, Require, Step};
+pub use plan::{Gates, Otherwise, Plan, Require, Step, Webhook};
 pub use reload::restart_needed;
 pub use route::{
     ArmSettings, Endpoint, Fallback, Guard, Health, HealthProbe, HttpVersion, KeySource, Keyless, Match, Mirror,

@@ -1,12 +1,13 @@
 //! A plan: how green's share rises by itself, a step at a time.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use crate::{Split, Url};
 
-/// Ordered steps, from the first share of green to the last. Its serialized form has the names and units of the file.
+/// Ordered steps, from the first share of green to the last. Its serialized form has the names and units of the file,
+/// and no secrets: see [`Webhook`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Plan {
     /// Never empty. Each one's share of green is above that of the one before.
@@ -51,11 +52,50 @@ pub struct Gates {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// A POST to this address is answered 2xx.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "url")]
-    pub webhook: Option<Url>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
     /// The plans of these routes are done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
+}
+
+/// Where a step asks. Its path and query may hold a secret, and are never serialized. Shown without them, too.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Webhook {
+    Known(Url),
+    /// Was serialized: scheme, host and port are left.
+    Forgotten(String),
+}
+
+impl Webhook {
+    pub fn url(&self) -> Option<&Url> {
+        match self {
+            Self::Known(url) => Some(url),
+            Self::Forgotten(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(url) => url.fmt(f),
+            Self::Forgotten(host) => host.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Webhook {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Webhook {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let url = Url::parse(&String::deserialize(deserializer)?).map_err(|flaw| D::Error::custom(flaw.problem))?;
+        Ok(Self::Forgotten(url.to_string()))
+    }
 }
 
 /// Limits for what was measured over a step. `None`: not asked.
@@ -95,21 +135,6 @@ mod seconds {
         let text = String::deserialize(deserializer)?;
         let seconds = text.strip_suffix('s').and_then(|seconds| seconds.parse().ok());
         seconds.map(Duration::from_secs).ok_or_else(|| D::Error::custom("not whole seconds"))
-    }
-}
-
-mod url {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    use crate::Url;
-
-    pub(super) fn serialize<S: Serializer>(url: &Option<Url>, serializer: S) -> Result<S::Ok, S::Error> {
-        url.as_ref().map(Url::whole).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| Url::parse(&text)).transpose().map_err(|flaw| D::Error::custom(flaw.problem))
     }
 }
 

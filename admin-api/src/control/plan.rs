@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use config::{Plan, Split};
+use config::{Plan, Route, Split};
 use time::OffsetDateTime;
 use tracing::warn;
 
 use super::{Actor, Change, Control, Now, Refusal, RouteView, stamp};
 use crate::{
     Happened, Judgement, PlanNews, Recorded, Verdict, Watched,
-    plan::{Action, Inputs, Run, State, Wait},
+    plan::{Action, Inputs, Origin, Run, State, Wait},
 };
 
 /// What somebody wants of a plan.
@@ -201,8 +201,10 @@ impl Control {
             let mut guard = self.now.lock();
             let now = &mut *guard;
             let at = OffsetDateTime::now_utc();
+            let config = now.config.clone();
+            let configured = config.routes.iter().find(|route| route.name == change.route);
             let entry = now.matching(&change.route, if_match)?;
-            let Some(run) = steered(&entry.live, change, wanted, at)? else {
+            let Some(run) = steered(&entry.live, configured, change, wanted, at)? else {
                 return now.view(&change.route).ok_or_else(|| now.unknown(&change.route));
             };
             let before = entry.live.clone();
@@ -223,7 +225,13 @@ impl Control {
 }
 
 /// The plan that `wanted` makes of what there is. `None`: it is so already.
-fn steered(live: &Recorded, change: &Change, wanted: &PlanChange, at: OffsetDateTime) -> Result<Option<Run>, Refusal> {
+fn steered(
+    live: &Recorded,
+    configured: Option<&Route>,
+    change: &Change,
+    wanted: &PlanChange,
+    at: OffsetDateTime,
+) -> Result<Option<Run>, Refusal> {
     let refused = |problem: &str, cure: &str| {
         let route = change.route.clone();
         Err(Refusal::Plan { route, problem: problem.to_owned(), cure: cure.to_owned() })
@@ -237,7 +245,9 @@ fn steered(live: &Recorded, change: &Change, wanted: &PlanChange, at: OffsetDate
         if known.is_some() {
             return refused("has a plan that is not over", "abort it before starting another one");
         }
-        return match Run::start((**plan).clone(), live.split, stamp) {
+        let is_configured = configured.is_some_and(|route| route.plan.as_ref() == Some(&**plan));
+        let origin = if is_configured { Origin::Configured } else { Origin::Sent };
+        return match Run::start((**plan).clone(), origin, live.split, stamp) {
             Ok(run) => Ok(Some(run)),
             Err(last) => refused(
                 &format!("green has {} already, and the plan ends with {last}", live.split),

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use config::{Step, Url, Webhook};
+
 use super::{
-    Gates, Inputs, Run, State,
+    Gates, Inputs, Origin, Run, State,
     webhook::{Question, Webhooks},
 };
 use crate::{Control, Judgement, Second, SignalReading, Verdict, Watched};
@@ -69,12 +71,14 @@ impl Planner {
             None => Some(format!("{name}: there is no such signal any more")),
         });
         let approved = wanted.approval.is_none() || run.approved.is_some();
-        let webhook = wanted.webhook.as_ref().and_then(|url| {
+        let webhook = run.current().zip(wanted.webhook.as_ref()).and_then(|(step, webhook)| {
             // The last one to be asked, so that what it said is not long ago.
             if after.is_some() || signal.is_some() || !approved {
                 return Some("is not asked yet".to_owned());
             }
-            let step = run.current()?;
+            let Some(url) = self.address(&watched.route, run.origin, step, webhook) else {
+                return Some(unknown(run.origin, webhook));
+            };
             let question = Question {
                 route: watched.route.clone(),
                 step: run.step + 1,
@@ -82,8 +86,35 @@ impl Planner {
                 green_percentage: step.green,
                 started_at: run.started.at.clone(),
             };
-            self.webhooks.ask(url, question)
+            self.webhooks.ask(&url, question)
         });
         Known { after, signal, webhook }
     }
+
+    /// As it is configured now, so that a secret can be changed; or else as it was when the plan was started. `None`:
+    /// that was before a restart.
+    fn address(&self, route: &str, origin: Origin, step: &Step, webhook: &Webhook) -> Option<Url> {
+        let config = self.control.config();
+        let configured = || {
+            let plan = config.routes.iter().find(|other| other.name == route)?.plan.as_ref()?;
+            // No two steps have the same share.
+            plan.steps.iter().find(|other| other.green == step.green)?.gates.webhook.as_ref()?.url()
+        };
+        let now = if origin == Origin::Configured { configured() } else { None };
+        now.or_else(|| webhook.url()).cloned()
+    }
+}
+
+/// Why nobody knows a webhook's address any more, and what to do about it.
+fn unknown(origin: Origin, webhook: &Webhook) -> String {
+    let (why, cure) = match origin {
+        Origin::Configured => {
+            ("is in the configuration no more", "configure it for the step with this share, or skip the gate")
+        }
+        Origin::Sent => (
+            "was sent with the plan and is not recorded, and the process was restarted since",
+            "skip the gate, or abort the plan and send it again",
+        ),
+    };
+    format!("{webhook} is not asked, because the rest of its address {why}; {cure}")
 }

@@ -46,7 +46,11 @@ struct Play {
 
 impl Play {
     fn start(plan: Plan) -> Self {
-        Self { run: Run::start(plan, Split::NONE, stamp("")).unwrap(), live: Split::NONE, entered: Vec::new() }
+        Self {
+            run: Run::start(plan, Origin::Sent, Split::NONE, stamp("")).unwrap(),
+            live: Split::NONE,
+            entered: Vec::new(),
+        }
     }
 
     /// One second, and what the control plane would make of it.
@@ -234,9 +238,9 @@ fn a_restart_weighs_what_was_measured_before() {
 fn a_plan_begins_where_green_is() {
     let steps = || plan(vec![step(1.0, 1), step(10.0, 1), step(50.0, 1)]);
     for (live, first) in [(0.0, 0), (1.0, 0), (1.01, 1), (10.0, 1), (50.0, 2)] {
-        assert_eq!(Run::start(steps(), split(live), stamp("")).unwrap().step, first, "{live}");
+        assert_eq!(Run::start(steps(), Origin::Sent, split(live), stamp("")).unwrap().step, first, "{live}");
     }
-    assert_eq!(Run::start(steps(), split(51.0), stamp("")), Err(split(50.0)));
+    assert_eq!(Run::start(steps(), Origin::Sent, split(51.0), stamp("")), Err(split(50.0)));
 }
 
 #[test]
@@ -299,7 +303,7 @@ fn what_is_recorded_is_read_again_as_it_was() {
         after: vec!["users".to_owned()],
     };
     gated.require = Require { throughput: Some(0.95), ..Require::default() };
-    let mut run = Run::start(plan(vec![step(0.0, 60), gated]), Split::NONE, stamp("why")).unwrap();
+    let mut run = Run::start(plan(vec![step(0.0, 60), gated]), Origin::Sent, Split::NONE, stamp("why")).unwrap();
     run.enter(stamp(""));
     run.tick(&WELL);
     run.approve(stamp(""));

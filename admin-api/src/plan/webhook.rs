@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{outbound::Outbound, percent};
 
@@ -35,12 +36,15 @@ pub(super) struct Webhooks {
 }
 
 struct Asked {
-    question: Question,
+    /// The same one as that of the task that asks.
+    question: Arc<Question>,
     url: Url,
     /// When somebody last wanted to know.
     wanted: Instant,
     /// Why it has not said yes; `None`: it has.
     no: Option<String>,
+    /// Ends with it, so that a question that was dropped is not asked once more.
+    _asking: AbortOnDropHandle<()>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,23 +53,33 @@ const AGAIN: Duration = Duration::from_secs(10);
 const FORGOTTEN: Duration = Duration::from_secs(20);
 
 impl Webhooks {
-    /// Why it has not said yes yet. The first call begins to ask; it is asked until it says yes, or the question
-    /// changes.
+    /// Why its last answer was not yes, or there is none. The first call begins to ask; it is asked again and again
+    /// until the question changes, or nobody wants to know.
     pub(super) fn ask(&self, url: &Url, question: Question) -> Option<String> {
         let mut asked = self.asked.lock();
         if let Some(asked) = asked.get_mut(&question.route)
-            && asked.question == question
+            && *asked.question == question
             && asked.url == *url
         {
             asked.wanted = Instant::now();
             return asked.no.clone();
         }
         let no = "is being asked".to_owned();
-        let wanted = Instant::now();
-        let new = Asked { question: question.clone(), url: url.clone(), wanted, no: Some(no.clone()) };
+        let (wanted, question) = (Instant::now(), Arc::new(question));
+        let asking = tokio::spawn(keep_asking(
+            self.outbound.clone(),
+            Arc::downgrade(&self.asked),
+            url.clone(),
+            question.clone(),
+        ));
+        let new = Asked {
+            question: question.clone(),
+            url: url.clone(),
+            wanted,
+            no: Some(no.clone()),
+            _asking: AbortOnDropHandle::new(asking),
+        };
         asked.insert(question.route.clone(), new);
-        drop(asked);
-        tokio::spawn(keep_asking(self.outbound.clone(), Arc::downgrade(&self.asked), url.clone(), question));
         Some(no)
     }
 
@@ -78,9 +92,9 @@ async fn keep_asking(
     outbound: Arc<Outbound>,
     asked: Weak<Mutex<BTreeMap<String, Asked>>>,
     url: Url,
-    question: Question,
+    question: Arc<Question>,
 ) {
-    let body = serde_json::to_vec(&question).unwrap_or_default();
+    let body = serde_json::to_vec(&*question).unwrap_or_default();
     loop {
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         let answer = outbound.send(Method::POST, &url, headers, body.clone().into(), PATIENCE).await;
@@ -89,12 +103,12 @@ async fn keep_asking(
             Ok(answer) => Some(format!("{url} answered {}", answer.status().as_u16())),
             Err(problem) => Some(format!("{url} {problem}")),
         };
-        let yes = no.is_none();
         {
             let Some(asked) = asked.upgrade() else { return };
             let mut all = asked.lock();
-            // Somebody asks something else by now, or nothing.
-            let Some(asked) = all.get_mut(&question.route).filter(|a| a.question == question && a.url == url) else {
+            // Dropped while this was on its way to it.
+            let Some(asked) = all.get_mut(&question.route).filter(|asked| Arc::ptr_eq(&asked.question, &question))
+            else {
                 return;
             };
             if asked.wanted.elapsed() > FORGOTTEN {
@@ -102,9 +116,6 @@ async fn keep_asking(
                 return;
             }
             asked.no = no;
-        }
-        if yes {
-            return;
         }
         sleep(AGAIN).await;
     }

@@ -1,6 +1,7 @@
 //! Plans and the order of disk and live.
 
 use std::{
+    fs,
     path::Path,
     sync::{
         Arc,
@@ -10,8 +11,8 @@ use std::{
 };
 
 use admin_api::{
-    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, StateStore,
-    plan::{Run, State},
+    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, Sqlite, StateStore,
+    plan::{Run, State, Wait},
 };
 use config::{Config, Gates, Otherwise, Plan, Require, Route, Step};
 use tokio::{
@@ -21,7 +22,8 @@ use tokio::{
 
 use crate::{
     control::ann,
-    support::{FakePlane, FakeStore, config, eventually, route, split},
+    peer::{Peer, Reply},
+    support::{FakePlane, FakeStore, Folder, config, eventually, route, split},
 };
 
 fn step(green: f64, bake: u64) -> Step {
@@ -43,25 +45,27 @@ fn start(plan: Plan) -> PlanChange {
 }
 
 /// A control plane whose seconds pass when a test says so.
-struct Site {
+struct Site<S = FakeStore> {
     control: Arc<Control>,
     plane: Arc<FakePlane>,
-    store: Arc<FakeStore>,
+    store: Arc<S>,
     guardian: Guardian,
 }
 
 impl Site {
-    async fn open(config: Arc<Config>, store: Arc<FakeStore>) -> Self {
-        let plane = Arc::new(FakePlane::default());
-        let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
-        Self { guardian: Guardian::new(control.clone()), control, plane, store }
-    }
-
     /// With the shop, and its plan started.
     async fn with(plan: Plan) -> Self {
         let site = Self::open(config(vec![route("shop", "python", "go", 0.0)]), Arc::default()).await;
         site.change(start(plan)).await.unwrap();
         site
+    }
+}
+
+impl<S: StateStore> Site<S> {
+    async fn open(config: Arc<Config>, store: Arc<S>) -> Self {
+        let plane = Arc::new(FakePlane::default());
+        let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
+        Self { guardian: Guardian::new(control.clone()), control, plane, store }
     }
 
     async fn change(&self, change: PlanChange) -> Result<admin_api::RouteView, Refusal> {
@@ -85,6 +89,15 @@ impl Site {
 
     fn run(&self) -> Run {
         self.control.plan("shop").unwrap()
+    }
+
+    /// Seconds pass until the plan waits for something of which this is a part.
+    async fn waits_for(&self, what: &str) {
+        eventually(what, || {
+            self.second();
+            self.control.state("shop").unwrap().wait.is_some_and(|wait| wait.to_string().contains(what))
+        })
+        .await;
     }
 
     fn entered(&self, step: usize) -> impl Fn(&Run) -> bool {
@@ -289,7 +302,7 @@ async fn waves_begin_when_those_before_are_done() {
     let mut gated = step(10.0, 1);
     gated.gates.after = vec!["users".to_owned()];
     let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
-    let site = Site::open(config(routes), Arc::default()).await;
+    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
     site.change(start(plan(vec![gated]))).await.unwrap();
     (0..10).for_each(|_| site.second());
     assert_eq!(
@@ -315,7 +328,7 @@ async fn a_signal_opens_its_gate() {
                 [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n";
     let config = Arc::new(Config::parse(text, Path::new("")).unwrap());
     let wanted = config.routes[0].plan.clone().unwrap();
-    let site = Site::open(config, Arc::default()).await;
+    let site = Site::open(config, Arc::<FakeStore>::default()).await;
     site.change(start(wanted)).await.unwrap();
     (0..20).for_each(|_| site.second());
     let wait = site.control.state("shop").unwrap().wait.unwrap().to_string();
@@ -358,14 +371,115 @@ async fn a_webhook_is_asked_until_it_says_yes() {
     let written = serde_json::json!({ "step": [{ "green": 10, "bake": "1s", "webhook": url }] });
     let shop = route("shop", "python", "go", 0.0);
     let site = Site::with(Plan::lift(&written, &shop, std::slice::from_ref(&shop)).unwrap()).await;
-    eventually("it says no", || {
-        site.second();
-        site.control.state("shop").unwrap().wait.is_some_and(|wait| wait.to_string().contains("answered 503"))
-    })
-    .await;
+    site.waits_for("answered 503").await;
     assert_eq!(site.live(), 0.0);
     site.pass_until("it says yes", |run| run.state == State::Done).await;
     let body = bodies.lock()[1].clone();
     assert!(body.starts_with("POST /may-go-on HTTP/1.1\r\n"), "{body}");
     assert!(body.contains(r#"{"route":"shop","step":1,"steps":1,"green_percentage":10,"started_at":""#), "{body}");
+}
+
+/// Of the shop, with a step that asks at this path of the peer.
+fn asking(peer: &Peer, target: &str) -> Plan {
+    let written = serde_json::json!({
+        "step": [{ "green": 10, "bake": "1s", "webhook": format!("http://{}{target}", peer.address) }]
+    });
+    let shop = route("shop", "python", "go", 0.0);
+    Plan::lift(&written, &shop, std::slice::from_ref(&shop)).unwrap()
+}
+
+/// What runs when the process is started again in this folder, with `configured` in the file, after `started` was.
+async fn restarted(folder: &Folder, configured: Plan, started: Plan) -> Site<Sqlite> {
+    let config = config(vec![Route { plan: Some(configured), ..route("shop", "python", "go", 0.0) }]);
+    let open = || Arc::new(Sqlite::open(&folder.file("state.db")).unwrap());
+    let site = Site::open(config.clone(), open()).await;
+    site.change(start(started)).await.unwrap();
+    site.waits_for("answered 503").await;
+    site.control.flush().await.unwrap();
+    site.store.let_go().unwrap();
+    for name in folder.names() {
+        let bytes = fs::read(folder.file(&name)).unwrap();
+        assert!(!bytes.windows(6).any(|window| window == b"SECRET"), "{name} has it");
+    }
+    Site::open(config, open()).await
+}
+
+#[tokio::test]
+async fn what_is_secret_in_a_webhook_is_in_the_configuration_alone_and_asked_with_after_a_restart() {
+    let (folder, peer) = (Folder::new(), Peer::start([Reply::Status(503)]).await);
+    let plan = asking(&peer, "/may?token=SECRET");
+    let site = restarted(&folder, plan.clone(), plan).await;
+    let before = peer.requests().len();
+    site.waits_for("answered 503").await;
+    assert_eq!(peer.requests()[before].line, "POST /may?token=SECRET HTTP/1.1");
+
+    peer.reply(Reply::Status(204));
+    let config = config(vec![Route { plan: Some(asking(&peer, "/new")), ..route("shop", "python", "go", 0.0) }]);
+    site.control.reload(config).await.unwrap();
+    site.pass_until("it says yes", |run| run.state == State::Done).await;
+    assert_eq!(peer.requests().last().unwrap().line, "POST /new HTTP/1.1", "a secret that was changed is taken over");
+}
+
+#[tokio::test]
+async fn a_webhook_that_was_sent_is_not_asked_after_a_restart_and_the_plan_says_so() {
+    let (folder, peer) = (Folder::new(), Peer::start([Reply::Status(503)]).await);
+    let site = restarted(&folder, asking(&peer, "/other"), asking(&peer, "/may?token=SECRET")).await;
+    let asked = peer.requests().len();
+    site.waits_for("the rest of its address was sent with the plan and is not recorded").await;
+    (0..20).for_each(|_| site.second());
+    assert_eq!((site.live(), site.run().held_seconds > 10, peer.requests().len()), (0.0, true, asked));
+    site.change(PlanChange::Skip).await.unwrap();
+    site.pass_until("the end", |run| run.state == State::Done).await;
+}
+
+/// The time between two questions passes.
+async fn some_seconds_pass() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_yes_of_a_webhook_counts_until_it_says_no() {
+    let peer = Peer::start([Reply::Status(204)]).await;
+    let site = Site::with(asking(&peer, "/may")).await;
+    site.store.fail(true);
+    eventually("it says yes, and the disk no", || {
+        site.second();
+        peer.requests().len() == 1 && site.control.state("shop").unwrap().wait == Some(Wait::Time)
+    })
+    .await;
+    peer.reply(Reply::Status(503));
+    some_seconds_pass().await;
+    site.waits_for("answered 503").await;
+    site.store.fail(false);
+    (0..20).for_each(|_| site.second());
+    assert_eq!((site.live(), site.run().entered), (0.0, false));
+    peer.reply(Reply::Status(204));
+    some_seconds_pass().await;
+    site.pass_until("the end", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
+async fn a_webhook_is_asked_once_at_a_time_however_often_a_plan_is_resumed() {
+    let peer = Peer::start([Reply::Status(503)]).await;
+    let routes = vec![route("shop", "python", "go", 5.0)];
+    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
+    site.change(start(asking(&peer, "/may"))).await.unwrap();
+    for _ in 0..3 {
+        site.waits_for("answered 503").await;
+        site.change(PlanChange::Pause).await.unwrap();
+        site.second();
+        site.change(PlanChange::Resume).await.unwrap();
+    }
+    site.waits_for("answered 503").await;
+    for asked in 5..8 {
+        some_seconds_pass().await;
+        eventually("it is asked again", || {
+            site.second();
+            peer.requests().len() >= asked
+        })
+        .await;
+        assert_eq!(peer.requests().len(), asked);
+    }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, t
 
 use admin_api::{
     AuditRow, Batch, IncidentRow, Latch, Recorded, SignalRow, Sqlite, StateStore, StoreError,
-    plan::{Measured, Run, Stamp, State},
+    plan::{Measured, Origin, Run, Stamp, State},
 };
 use config::{Gates, Plan, Require};
 use rusqlite::Connection;
@@ -36,6 +36,7 @@ fn plan() -> Run {
             observe: Duration::ZERO,
             expected_rps: Some(50.0),
         },
+        origin: Origin::Configured,
         state: State::Running,
         step: 1,
         entered: true,

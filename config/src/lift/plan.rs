@@ -7,7 +7,7 @@ use toml::de::DeTable;
 
 use super::{route::word, syntax_faults};
 use crate::{
-    Fault, Faults, Gates, Guard, Otherwise, Plan, Require, Route, Split, Step, Url,
+    Fault, Faults, Gates, Guard, Otherwise, Plan, Require, Route, Split, Step, Url, Webhook,
     fault::{Flaw, quoted},
     reader::{Document, Spot, Table, Value},
 };
@@ -142,7 +142,7 @@ fn step(
     let gates = Gates {
         approval: table.take("approval").and_then(|value| word(&value)),
         signal: table.take("signal").and_then(|value| signal(&value, around)),
-        webhook: table.take("webhook").and_then(|value| value.accept(Url::parse(value.string()?))),
+        webhook: table.take("webhook").and_then(|value| value.accept(Url::parse(value.string()?))).map(Webhook::Known),
         after: table.take("after").and_then(|value| routes(&value, after)).unwrap_or_default(),
     };
     let has_requirements = table.has("require");
