@@ -154,23 +154,84 @@ impl Guardian {
     }
 }
 
-/// A second of both arms by what the mirror saw: blue answered, and green was sent the copies.
+/// A second of both arms by what the mirror saw, of what ended in it. Blue's own failures are there, too: a cause that
+/// both share is not green's.
 fn in_parallel(at: u64, mirror: &MirrorObservation) -> Second {
-    let mut second = Second { at, ..Second::default() };
-    // That blue had no answer is not held against green.
-    let failed = mirror.failed.iter().filter(|(reason, _)| **reason != "primary_failed").map(|(_, count)| count).sum();
-    let sides = [(&mut second.blue, &mirror.blue_latency_us, 0), (&mut second.green, &mirror.green_latency_us, failed)];
-    for (tally, latency_us, failed) in sides {
-        tally.record_times(Outcome::Ok, mirror.paired);
-        tally.record_times(Outcome::Timeout, failed);
-        tally.dispatched = mirror.paired + failed;
-        (tally.due, tally.overdue) = (tally.dispatched, failed);
-        if let Some(latency_us) = latency_us {
-            tally.latency_us.add(latency_us).expect("both resize");
-        }
-    }
-    second
+    let side = |seen: &Tally| {
+        let mut tally = seen.clone();
+        tally.dispatched = tally.judged();
+        (tally.due, tally.overdue) = (tally.judged(), tally.failures() - tally.count(Outcome::Refused));
+        tally
+    };
+    Second { at, blue: side(&mirror.blue), green: side(&mirror.green), placebo: Tally::default() }
 }
 
 /// How often it is looked for a second that is over: a trip comes at most this much later.
 const TICK: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(endings: &[(Outcome, u64)]) -> Tally {
+        let mut tally = Tally::default();
+        for (outcome, times) in endings {
+            tally.record_times(*outcome, *times);
+        }
+        tally
+    }
+
+    #[test]
+    fn a_mirrored_second_holds_against_each_arm_what_was_its_own() {
+        let mirror = MirrorObservation {
+            blue: tally(&[(Outcome::Ok, 40), (Outcome::Refused, 3), (Outcome::Timeout, 7)]),
+            green: tally(&[(Outcome::Ok, 20), (Outcome::Declined, 5), (Outcome::Refused, 15), (Outcome::Broken, 10)]),
+            ..MirrorObservation::default()
+        };
+        let second = in_parallel(9, &mirror);
+        let of = |tally: &Tally| {
+            [
+                tally.dispatched,
+                tally.judged(),
+                tally.failures(),
+                tally.count(Outcome::Refused),
+                tally.due,
+                tally.overdue,
+            ]
+        };
+        assert_eq!((second.at, of(&second.placebo)), (9, [0; 6]));
+        assert_eq!(of(&second.blue), [50, 50, 10, 3, 50, 7]);
+        assert_eq!(of(&second.green), [50, 50, 25, 15, 50, 10]);
+    }
+
+    /// The guard on 30 seconds in parallel.
+    fn judged(blue: &[(Outcome, u64)], green: &[(Outcome, u64)]) -> (Verdict, bool) {
+        let mut engine = Engine::new(&config::Guard::default());
+        let well = MirrorObservation {
+            blue: tally(&[(Outcome::Ok, 50)]),
+            green: tally(&[(Outcome::Ok, 50)]),
+            ..MirrorObservation::default()
+        };
+        let ill = MirrorObservation { blue: tally(blue), green: tally(green), ..MirrorObservation::default() };
+        let seconds = (0..90).map(|at| in_parallel(at, if at < 60 { &well } else { &ill }));
+        let judged = seconds.map(|second| engine.tick(&Arc::new(second), &Surroundings::default()));
+        judged.map(|judgement| (judgement.verdict, judgement.shared_cause)).fold(
+            (Verdict::Pass, false),
+            |worst, now| {
+                let breach = worst.0 == Verdict::Breach || now.0 == Verdict::Breach;
+                (if breach { Verdict::Breach } else { now.0 }, worst.1 || now.1)
+            },
+        )
+    }
+
+    #[test]
+    fn green_fails_in_parallel_by_its_own_answers_and_not_by_a_cause_that_blue_shares() {
+        let (well, refused) = ([(Outcome::Ok, 50)], [(Outcome::Refused, 50)]);
+        let (late, half) = ([(Outcome::Timeout, 50)], [(Outcome::Ok, 25), (Outcome::Timeout, 25)]);
+        assert_eq!(judged(&well, &well), (Verdict::Pass, false));
+        assert_eq!(judged(&well, &refused), (Verdict::Breach, false));
+        assert_eq!(judged(&well, &late), (Verdict::Breach, false));
+        assert_eq!(judged(&half, &half), (Verdict::Unknown, true));
+        assert_eq!(judged(&late, &well), (Verdict::Pass, false));
+    }
+}

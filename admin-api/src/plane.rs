@@ -410,7 +410,8 @@ pub struct MirrorObservation {
     pub unsampled: u64,
     /// Not sent, by reason (`in_flight`, `queue`, …).
     pub dropped: BTreeMap<&'static str, u64>,
-    /// Copies that got no answer, by reason (`timeout`, `connect`, `broken`).
+    /// Copies that are no pair, by reason: what became of the copy (`timeout`, `unreachable`, `broken`), or, where it
+    /// was answered, `primary_failed`. `client_gone`: the client left before it was answered.
     pub failed: BTreeMap<&'static str, u64>,
     /// Both sides answered.
     pub paired: u64,
@@ -422,9 +423,10 @@ pub struct MirrorObservation {
     pub body_not_compared: u64,
     /// Status class or body differ.
     pub mismatched: u64,
-    /// Of paired ones, by the arm that answered, whichever was the primary. Microseconds to the response's header.
-    pub blue_latency_us: Option<Histogram<u64>>,
-    pub green_latency_us: Option<Histogram<u64>>,
+    /// How copies and what they are copies of ended, by the arm that they were sent to, whichever was the primary;
+    /// without those whose client left. The latencies are those of pairs.
+    pub blue: Tally,
+    pub green: Tally,
 }
 
 impl MirrorObservation {
@@ -443,37 +445,21 @@ impl MirrorObservation {
         self.body_differs += other.body_differs;
         self.body_not_compared += other.body_not_compared;
         self.mismatched += other.mismatched;
-        for (mine, theirs) in
-            [(&mut self.blue_latency_us, &other.blue_latency_us), (&mut self.green_latency_us, &other.green_latency_us)]
-        {
-            match (mine.as_mut(), theirs) {
-                (Some(mine), Some(theirs)) => mine.add(theirs).expect("both resize"),
-                (None, Some(theirs)) => *mine = Some(theirs.clone()),
-                (_, None) => {}
-            }
-        }
+        self.blue.add_counts(&other.blue);
+        self.green.add_counts(&other.green);
     }
 
-    /// What came after `before`, of the same route: pairs, mismatches, failures and latencies.
+    /// What came after `before`, of the same route: pairs, mismatches and both arms.
     pub(crate) fn since(&self, before: &Self) -> Self {
-        let failed = self.failed.iter().map(|(reason, count)| {
-            (*reason, count.saturating_sub(before.failed.get(reason).copied().unwrap_or_default()))
-        });
-        let latency_us = |now: &Option<Histogram<u64>>, before: &Option<Histogram<u64>>| {
-            let mut new = now.clone()?;
-            if let Some(before) = before {
-                // Fails where a mirror was made anew, and all there is has come since.
-                let _ = new.subtract(before);
-            }
-            Some(new)
-        };
-        Self {
-            failed: failed.collect(),
+        let mut new = Self {
             paired: self.paired.saturating_sub(before.paired),
             mismatched: self.mismatched.saturating_sub(before.mismatched),
-            blue_latency_us: latency_us(&self.blue_latency_us, &before.blue_latency_us),
-            green_latency_us: latency_us(&self.green_latency_us, &before.green_latency_us),
+            blue: self.blue.clone(),
+            green: self.green.clone(),
             ..Self::default()
-        }
+        };
+        new.blue.take_away(&before.blue);
+        new.green.take_away(&before.green);
+        new
     }
 }

@@ -39,6 +39,7 @@ use crate::{
 };
 use h1::{Client, Http1, Served};
 use service::Service;
+pub(crate) use service::answered;
 use stream::RequestStream;
 
 /// A connection over which this many malformed HTTP/2 requests came is closed.

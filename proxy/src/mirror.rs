@@ -5,9 +5,8 @@
 
 use std::{sync::Arc, thread};
 
-use admin_api::MirrorObservation;
+use admin_api::{MirrorObservation, Outcome};
 use config::{Arm, HttpVersion};
-use hdrhistogram::Histogram;
 use http::{HeaderValue, Request, StatusCode, Uri, header, request::Parts};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -26,6 +25,7 @@ use tokio::{
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
+    http::answered,
     split::{Salt, bucket},
     upstream::ArmUpstream,
     worker::PerWorker,
@@ -137,7 +137,7 @@ impl Mirror {
             _permit: permit,
         };
         self.thread.0.spawn(copy.run());
-        Some(Tap { sender, status: None, latency_us: 0, body: BodyHash::new(self.settings.max_body) })
+        Some(Tap { sender: Some(sender), status: None, latency_us: 0, body: BodyHash::new(self.settings.max_body) })
     }
 
     fn copy_of(&self, request: &Parts) -> Request<Empty<Bytes>> {
@@ -224,10 +224,14 @@ struct Answer {
     body: Option<u128>,
 }
 
+/// What came of one side of a pair. A side that has no answer to be held to account for is [`Outcome::ClientGone`].
+type Ending = Result<Answer, Outcome>;
+
 /// Watches the primary's answer for one copied request.
 #[derive(Debug)]
 pub(crate) struct Tap {
-    sender: oneshot::Sender<Answer>,
+    /// `None`: all has been told.
+    sender: Option<oneshot::Sender<Ending>>,
     status: Option<StatusCode>,
     latency_us: u64,
     body: BodyHash,
@@ -241,13 +245,29 @@ impl Tap {
 
     pub(crate) fn body(&mut self, bytes: &[u8]) {
         self.body.update(bytes);
+        // As of the copy, no more is read than is compared: how fast the client takes the rest is its own affair.
+        if let (None, Some(status)) = (self.body.left, self.status) {
+            self.tell(Ok(Answer { status, latency_us: self.latency_us, body: None }));
+        }
     }
 
-    /// The primary's exchange is over. `well`: without an error.
-    pub(crate) fn finish(self, well: bool) {
-        let Some(status) = self.status.filter(|_| well) else { return };
-        // The copy may have given up by now.
-        let _ = self.sender.send(Answer { status, latency_us: self.latency_us, body: self.body.finish() });
+    /// The primary's exchange is over. `error`: what it says about the arm.
+    pub(crate) fn finish(mut self, error: Option<Outcome>) {
+        let answer = |status, body| Answer { status, latency_us: self.latency_us, body };
+        let ending = match (error, self.status) {
+            (None, Some(status)) => Ok(answer(status, self.body.finish())),
+            // Whoever left had been answered.
+            (Some(Outcome::ClientGone), Some(status)) => Ok(answer(status, None)),
+            (error, _) => Err(error.unwrap_or(Outcome::ClientGone)),
+        };
+        self.tell(ending);
+    }
+
+    fn tell(&mut self, ending: Ending) {
+        if let Some(sender) = self.sender.take() {
+            // The copy may have given up by now.
+            let _ = sender.send(ending);
+        }
     }
 }
 
@@ -275,7 +295,7 @@ impl BodyHash {
         }
     }
 
-    fn finish(self) -> Option<u128> {
+    fn finish(&self) -> Option<u128> {
         self.left.map(|_| self.hasher.digest128())
     }
 }
@@ -285,42 +305,36 @@ struct Copy {
     mirror: Arc<Mirror>,
     to: Arc<ArmUpstream>,
     request: Request<Empty<Bytes>>,
-    primary: oneshot::Receiver<Answer>,
+    primary: oneshot::Receiver<Ending>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Copy {
     async fn run(self) {
-        let meter = Arc::clone(&self.mirror.meter);
-        let deadline = Instant::now() + self.mirror.settings.timeout;
-        let to = self.to.arm;
-        let outcome = time::timeout_at(deadline, self.both()).await;
-        meter.count(|seen| match outcome {
-            Err(_) => *seen.failed.entry("timeout").or_default() += 1,
-            Ok(Err(reason)) => *seen.failed.entry(reason).or_default() += 1,
-            Ok(Ok((primary, copy))) => compare(seen, to, &primary, &copy),
-        });
-    }
-
-    async fn both(self) -> Result<(Answer, Answer), &'static str> {
-        let copy = self.mirror.send(&self.to, self.request).await?;
-        let primary = self.primary.await.map_err(|_| "primary_failed")?;
-        Ok((primary, copy))
+        let Self { mirror, to, request, primary, _permit } = self;
+        let patience = mirror.settings.timeout;
+        // Each for itself: that one is late is not the other's failure, and that both are tells whose fault it is.
+        let (copy, primary) =
+            tokio::join!(time::timeout(patience, mirror.send(&to, request)), time::timeout(patience, primary));
+        let copy = copy.unwrap_or(Err(Outcome::Timeout));
+        let primary = primary.map_or(Err(Outcome::Timeout), |told| told.unwrap_or(Err(Outcome::ClientGone)));
+        mirror.meter.count(|seen| account(seen, to.arm, &primary, &copy));
     }
 }
 
 impl Mirror {
-    async fn send(&self, to: &ArmUpstream, mut request: Request<Empty<Bytes>>) -> Result<Answer, &'static str> {
-        let lease = to.choose(&[]).ok_or("unreachable")?;
+    async fn send(&self, to: &ArmUpstream, mut request: Request<Empty<Bytes>>) -> Ending {
+        let lease = to.choose(&[]).ok_or(Outcome::Unreachable)?;
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let scheme = if to.tls.is_some() { "https" } else { "http" };
+        // A target that has no place in a URI, such as `*`, is the client's.
         *request.uri_mut() =
-            Uri::try_from(format!("{scheme}://{}{target}", lease.address())).map_err(|_| "bad_target")?;
+            Uri::try_from(format!("{scheme}://{}{target}", lease.address())).map_err(|_| Outcome::ClientGone)?;
         let started = Instant::now();
         let response = self.clients[to.arm as usize]
             .request(request)
             .await
-            .map_err(|error| if error.is_connect() { "unreachable" } else { "broken" })?;
+            .map_err(|error| if error.is_connect() { Outcome::Unreachable } else { Outcome::Broken })?;
         let latency_us = started.elapsed().as_micros() as u64;
         let status = response.status();
         let body = hash_body(response.into_body(), self.settings.max_body).await?;
@@ -329,10 +343,10 @@ impl Mirror {
 }
 
 /// Reads no further than is compared: a body without end costs no more than a long one.
-async fn hash_body(mut body: Incoming, limit: usize) -> Result<Option<u128>, &'static str> {
+async fn hash_body(mut body: Incoming, limit: usize) -> Result<Option<u128>, Outcome> {
     let mut hash = BodyHash::new(limit);
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.map_err(|_| "broken")?.into_data() {
+        if let Ok(data) = frame.map_err(|_| Outcome::Broken)?.into_data() {
             hash.update(&data);
         }
         if hash.left.is_none() {
@@ -342,7 +356,39 @@ async fn hash_body(mut body: Incoming, limit: usize) -> Result<Option<u128>, &'s
     Ok(hash.finish())
 }
 
-fn compare(seen: &mut MirrorObservation, copy_to: Arm, primary: &Answer, copy: &Answer) {
+fn account(seen: &mut MirrorObservation, copy_to: Arm, primary: &Ending, copy: &Ending) {
+    let failed = match (primary, copy) {
+        // How long the arm would have taken is not known, so the copy is held against nobody either.
+        (Err(Outcome::ClientGone), _) => {
+            *seen.failed.entry(Outcome::ClientGone.as_str()).or_default() += 1;
+            return;
+        }
+        (_, Err(outcome)) => Some(outcome.as_str()),
+        (Err(_), Ok(_)) => Some("primary_failed"),
+        (Ok(primary), Ok(copy)) => {
+            compare(seen, primary, copy);
+            None
+        }
+    };
+    if let Some(reason) = failed {
+        *seen.failed.entry(reason).or_default() += 1;
+    }
+    for (arm, ending) in [(copy_to.other(), primary), (copy_to, copy)] {
+        let tally = match arm {
+            Arm::Blue => &mut seen.blue,
+            Arm::Green => &mut seen.green,
+        };
+        match ending {
+            // Latencies are compared pair by pair.
+            Ok(answer) => {
+                tally.record(answered(answer.status, None), failed.is_none().then_some(answer.latency_us));
+            }
+            Err(outcome) => tally.record(*outcome, None),
+        }
+    }
+}
+
+fn compare(seen: &mut MirrorObservation, primary: &Answer, copy: &Answer) {
     let same_class = primary.status.as_u16() / 100 == copy.status.as_u16() / 100;
     let other_body = matches!((primary.body, copy.body), (Some(primary), Some(copy)) if primary != copy);
     seen.paired += 1;
@@ -357,12 +403,82 @@ fn compare(seen: &mut MirrorObservation, copy_to: Arm, primary: &Answer, copy: &
         (Some(_), Some(_)) => seen.body_differs += 1,
         _ => seen.body_not_compared += 1,
     }
-    for (arm, answer) in [(copy_to.other(), primary), (copy_to, copy)] {
-        let latencies = match arm {
-            Arm::Blue => &mut seen.blue_latency_us,
-            Arm::Green => &mut seen.green_latency_us,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_are_counted_for_the_arm_that_had_them_whichever_was_the_primary() {
+        let answer = |status| -> Ending {
+            Ok(Answer { status: StatusCode::from_u16(status).unwrap(), latency_us: 900, body: None })
         };
-        let latencies = latencies.get_or_insert_with(|| Histogram::new(2).expect("two digits are valid"));
-        let _ = latencies.record(answer.latency_us.min(admin_api::LATENCY_MAX_US));
+        let late = || -> Ending { Err(Outcome::Timeout) };
+        // The primary's, the copy's, why they are no pair, and the outcomes of both.
+        let cases = [
+            (answer(200), answer(200), None, [Some(Outcome::Ok), Some(Outcome::Ok)]),
+            (answer(200), answer(500), None, [Some(Outcome::Ok), Some(Outcome::Refused)]),
+            (answer(503), answer(404), None, [Some(Outcome::Refused), Some(Outcome::Declined)]),
+            (answer(200), late(), Some("timeout"), [Some(Outcome::Ok), Some(Outcome::Timeout)]),
+            (late(), answer(200), Some("primary_failed"), [Some(Outcome::Timeout), Some(Outcome::Ok)]),
+            (late(), late(), Some("timeout"), [Some(Outcome::Timeout), Some(Outcome::Timeout)]),
+            (
+                Err(Outcome::Broken),
+                Err(Outcome::Unreachable),
+                Some("unreachable"),
+                [Some(Outcome::Broken), Some(Outcome::Unreachable)],
+            ),
+            (Err(Outcome::ClientGone), late(), Some("client_gone"), [None, None]),
+        ];
+        for (primary, copy, failed, outcomes) in cases {
+            for copy_to in [Arm::Green, Arm::Blue] {
+                let mut seen = MirrorObservation::default();
+                account(&mut seen, copy_to, &primary, &copy);
+                let place = format!("{primary:?} and {copy:?} to {copy_to}");
+                assert_eq!(seen.failed.keys().copied().next(), failed, "{place}");
+                assert_eq!(seen.paired, u64::from(failed.is_none()), "{place}");
+                let tallies = if copy_to == Arm::Green { [&seen.blue, &seen.green] } else { [&seen.green, &seen.blue] };
+                for (tally, outcome) in tallies.into_iter().zip(outcomes) {
+                    for any in Outcome::ALL {
+                        assert_eq!(tally.count(any), u64::from(Some(any) == outcome), "{any:?}, {place}");
+                    }
+                    assert_eq!(tally.latency_us.len(), seen.paired, "{place}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tap_tells_once_and_no_more_than_is_compared() {
+        let tap = || {
+            let (sender, receiver) = oneshot::channel();
+            (Tap { sender: Some(sender), status: None, latency_us: 0, body: BodyHash::new(4) }, receiver)
+        };
+        let (mut long, mut told) = tap();
+        long.answered(StatusCode::OK, 700);
+        long.body(b"four");
+        assert!(told.try_recv().is_err(), "more may come");
+        long.body(b"!");
+        let answer = told.try_recv().unwrap().unwrap();
+        assert_eq!((answer.status, answer.latency_us, answer.body), (StatusCode::OK, 700, None));
+        long.finish(Some(Outcome::Broken));
+
+        for (status, error, expected) in [
+            (Some(StatusCode::OK), None, Ok(true)),
+            (Some(StatusCode::OK), Some(Outcome::ClientGone), Ok(false)),
+            (Some(StatusCode::OK), Some(Outcome::Broken), Err(Outcome::Broken)),
+            (None, Some(Outcome::Timeout), Err(Outcome::Timeout)),
+            (None, Some(Outcome::ClientGone), Err(Outcome::ClientGone)),
+            (None, None, Err(Outcome::ClientGone)),
+        ] {
+            let (mut short, mut told) = tap();
+            if let Some(status) = status {
+                short.answered(status, 700);
+            }
+            short.finish(error);
+            let ending = told.try_recv().unwrap();
+            assert_eq!(ending.map(|answer| answer.body.is_some()), expected, "{status:?}, {error:?}");
+        }
     }
 }

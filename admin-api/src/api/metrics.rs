@@ -222,7 +222,7 @@ fn write_mirrors(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
     count("crossfade_mirror_paired_total", "Copies that were answered, as their originals were", |seen| seen.paired);
     out.family("crossfade_mirror_dropped_total", COUNTER, "Copies that were not sent");
     by_reason(out, "crossfade_mirror_dropped_total", mirrors.iter().map(|(view, seen)| (*view, &seen.dropped)));
-    out.family("crossfade_mirror_failed_total", COUNTER, "Copies that got no answer");
+    out.family("crossfade_mirror_failed_total", COUNTER, "Copies that are no pair");
     by_reason(out, "crossfade_mirror_failed_total", mirrors.iter().map(|(view, seen)| (*view, &seen.failed)));
 
     out.family("crossfade_mirror_compared_total", COUNTER, "Pairs by what was compared and how it came out");
@@ -240,10 +240,8 @@ fn write_mirrors(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
     }
     out.family("crossfade_mirror_latency_seconds", HISTOGRAM, "To the answer's head, of pairs");
     for (view, seen) in &mirrors {
-        for (arm, latency) in [(Arm::Blue, &seen.blue_latency_us), (Arm::Green, &seen.green_latency_us)] {
-            if let Some(latency) = latency {
-                out.histogram("crossfade_mirror_latency_seconds", &labels(view, arm), latency);
-            }
+        for (arm, tally) in [(Arm::Blue, &seen.blue), (Arm::Green, &seen.green)] {
+            out.histogram("crossfade_mirror_latency_seconds", &labels(view, arm), &tally.latency_us);
         }
     }
 }

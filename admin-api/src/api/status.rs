@@ -115,12 +115,7 @@ struct MirrorStatus {
 
 impl MirrorStatus {
     fn of(seen: &MirrorObservation) -> Self {
-        let p95 = |latency: &Option<hdrhistogram::Histogram<u64>>| {
-            latency
-                .as_ref()
-                .filter(|latency| !latency.is_empty())
-                .map(|latency| latency.value_at_quantile(0.95) as f64 / 1000.0)
-        };
+        let p95 = |tally: &Tally| tally.quantile_us(0.95).map(|us| us as f64 / 1000.0);
         Self {
             offered: seen.offered,
             unsampled: seen.unsampled,
@@ -132,8 +127,8 @@ impl MirrorStatus {
             body_equal: seen.body_equal,
             body_differs: seen.body_differs,
             body_not_compared: seen.body_not_compared,
-            blue_p95_ms: p95(&seen.blue_latency_us),
-            green_p95_ms: p95(&seen.green_latency_us),
+            blue_p95_ms: p95(&seen.blue),
+            green_p95_ms: p95(&seen.green),
         }
     }
 }

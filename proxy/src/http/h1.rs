@@ -365,7 +365,7 @@ impl Http1 {
             write: timeouts.write,
         };
         let request_head = request.len();
-        let mut tap = None;
+        let mut tap: Option<Tap> = None;
         let mut replays = 0;
         let repeatable = head.idempotent && head.body == BodyLength::None;
         let (mut tried, mut hindrance) = (Vec::new(), Hindrance::default());
@@ -376,6 +376,9 @@ impl Http1 {
                 Err(Unreachable) => {
                     let fault = hindrance.fault(tried.last().copied());
                     carried.exchange.judge(Outcome::Unreachable, None, Some(fault));
+                    if let Some(tap) = tap {
+                        tap.finish(Some(Outcome::Unreachable));
+                    }
                     let answer = OwnAnswer::Unavailable { is_head: carried.asked.head };
                     return client.answer(&answer.write(false), false).await;
                 }
@@ -432,7 +435,7 @@ impl Http1 {
                         lease.endpoint.keep_idle(upstream.transport, client.seen, doubtful);
                     }
                     if let Some(tap) = tap {
-                        tap.finish(true);
+                        tap.finish(None);
                     }
                     // A client that asked for the end and has said all needs no ceremony.
                     let over =
@@ -465,6 +468,9 @@ impl Http1 {
                         self.plane.rejections.count("bad_chunk");
                     }
                     let (outcome, answer) = broken.verdict();
+                    if let Some(tap) = tap {
+                        tap.finish(Some(outcome));
+                    }
                     if matches!(broken, Broken::ClientSilent | Broken::BadChunk) {
                         // It gets our answer, and none of the arm's.
                         carried.exchange.answered();

@@ -385,7 +385,7 @@ impl ProxyHttp for Service {
             exchange.add_bytes(bytes_in, bytes_out);
         }
         if let Some(tap) = ctx.tap.take() {
-            tap.finish(error.is_none());
+            tap.finish(error.map(|error| verdict(error).0));
         }
         if ctx.access_log {
             let request = session.req_header();
@@ -522,7 +522,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 
 /// How an answer counts for its arm. gRPC: unknown, deadline exceeded, unimplemented, internal, unavailable and data
 /// loss are the server's, the others the caller's.
-pub(super) fn answered(status: StatusCode, grpc_status: Option<u16>) -> Outcome {
+pub(crate) fn answered(status: StatusCode, grpc_status: Option<u16>) -> Outcome {
     match grpc_status {
         None | Some(0) if status.is_server_error() => Outcome::Refused,
         None | Some(0) if status.is_client_error() => Outcome::Declined,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use ::config::Arm;
 use http::StatusCode;
-use loadtest::origin::HttpOrigin;
+use loadtest::origin::{HttpOrigin, Latency};
 use proxy::split::{Salt, bucket};
 use serde_json::Value;
 use tokio::{
@@ -139,6 +139,32 @@ async fn when_all_places_are_taken_copies_are_dropped_and_counted_and_none_is_se
     site.green.behaviour().change(|b| b.hang = false);
     client.get("/", &[]).await;
     counted(&crossfade, "shop", |status| tally(status, "paired") == 1).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_is_late_or_left_is_not_the_copys_failure() {
+    let site = Site::start().await;
+    let route = site.route().unchecked().table(mirror(100.0, "timeout = \"1s\""));
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    let late: Latency = "2s".parse().unwrap();
+    let mut client = Client::connect(route.listen).await;
+    site.blue.behaviour().change(|b| b.latency = late.clone());
+    assert_eq!(client.get("/", &[]).await.origin(), "python", "the client has it still");
+    let status = counted(&crossfade, "shop", |status| ended(status, "failed", "primary_failed") == 1).await;
+    assert_eq!(ended(&status, "failed", "timeout"), 0, "{status}");
+    // Both: the copy's own comes first.
+    site.green.behaviour().change(|b| b.latency = late);
+    client.get("/", &[]).await;
+    counted(&crossfade, "shop", |status| ended(status, "failed", "timeout") == 1).await;
+    site.green.behaviour().change(|b| b.latency = Latency::default());
+    let mut impatient = Client::connect(route.listen).await;
+    impatient.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let get = http::Method::GET;
+    eventually("it is copied", async || (site.green.seen().count(&get, "/left") == 1).then_some(())).await;
+    impatient.stream.set_zero_linger().unwrap();
+    drop(impatient);
+    let status = counted(&crossfade, "shop", |status| ended(status, "failed", "client_gone") == 1).await;
+    assert_eq!((ended(&status, "failed", "primary_failed"), tally(&status, "paired")), (1, 0), "{status}");
 }
 
 /// Latencies of `count` GETs at 100 a second over eight connections; every one must be answered by blue.

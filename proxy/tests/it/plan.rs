@@ -190,6 +190,22 @@ async fn a_parallel_run_is_decided_by_what_was_measured() {
     }
 }
 
+/// Nothing is asked of the pairs: that green's own answers are failures is enough.
+#[tokio::test]
+async fn copies_that_green_answers_with_failures_end_a_parallel_run() {
+    let site = Site::start().await;
+    site.green.behaviour().set(Behaviour { error_share: 1.0, ..Behaviour::default() });
+    let steps = "[route.mirror]\nsample = 100\n[route.plan]\n[[route.plan.step]]\ngreen = 0\nbake = \"5s\"\n\
+                 [[route.plan.step]]\ngreen = 100\nbake = \"2s\"\n";
+    let route = site.route().table(steps);
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    let load = Load::start(100, requests(route.listen));
+    post(&crossfade, "start", &json!({ "route": "shop" })).await;
+    let ended = state(&crossfade, "rolled_back").await;
+    assert_eq!((&ended["step"], &ended["changed"]["by"]), (&json!(1), &json!("guard")), "{ended}");
+    assert_eq!(load.stop().await.1, 0, "no client has noticed anything");
+}
+
 #[tokio::test]
 async fn people_steer_a_plan() {
     let site = Site::start().await;
