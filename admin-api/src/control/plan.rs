@@ -72,6 +72,14 @@ impl Control {
         self.now.lock().live(route)?.plan.clone()
     }
 
+    /// Whether the last plan of a route is done, and what came of it was not taken back.
+    pub(crate) fn is_plan_done(&self, route: &str) -> bool {
+        self.now.lock().live(route).is_some_and(|live| {
+            let run = live.plan.as_ref().filter(|run| run.state == State::Done && live.latch.is_none());
+            run.and_then(|run| run.plan.steps.last()).is_some_and(|last| last.green == live.split)
+        })
+    }
+
     /// A second of a route's plan. What it comes to goes live, or is on its way to the disk, when this returns.
     pub(crate) fn tick_plan(self: &Arc<Self>, watched: &Watched, inputs: &Inputs<'_>, judgement: &Arc<Judgement>) {
         let actor = Actor::internal("plan");
@@ -267,7 +275,14 @@ fn steered(live: &Recorded, change: &Change, wanted: &PlanChange, at: OffsetDate
                 None => return refused("its plan asks for no approval now", "see its status for what it waits for"),
             }
         }
-        PlanChange::Skip => run.skip(stamp),
+        PlanChange::Skip => {
+            // Who lowered green did not mean it to go on past that.
+            if let Some(share) = run.share().filter(|share| run.state == State::Paused && *share != live.split) {
+                let problem = format!("green has {}, and not the {share} of its plan", live.split);
+                return refused(&problem, "resume or abort the plan");
+            }
+            run.skip(stamp);
+        }
         PlanChange::Abort => run.end(State::Aborted, stamp),
     }
     Ok(Some(run))

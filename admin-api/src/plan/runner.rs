@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Gates, Inputs, Run, State,
+    Gates, Inputs, Run,
     webhook::{Question, Webhooks},
 };
 use crate::{Control, Judgement, Second, SignalReading, Verdict, Watched};
@@ -61,8 +61,7 @@ impl Planner {
     }
 
     fn ask(&self, watched: &Watched, run: &Run, wanted: &config::Gates, signals: &[SignalReading]) -> Known {
-        let done = |route: &String| self.control.plan(route).is_some_and(|run| run.state == State::Done);
-        let after = wanted.after.iter().find(|route| !done(route)).cloned();
+        let after = wanted.after.iter().find(|route| !self.control.is_plan_done(route)).cloned();
         let signal = wanted.signal.as_ref().and_then(|name| match signals.iter().find(|signal| signal.name == *name) {
             Some(signal) if signal.verdict == Verdict::Pass => None,
             Some(signal) => Some(format!("{name}: {}", signal.reason)),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use admin_api::{
-    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, StateStore,
+    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, StateStore, Verdict,
     plan::{Run, State},
 };
 use config::{Config, Gates, Otherwise, Plan, Require, Route, Step};
@@ -188,6 +188,9 @@ async fn a_hand_on_the_split_pauses_the_plan_in_the_same_record() {
         assert_eq!(run.changed.reason, format!("ann set green to {percent} %"));
         (0..10).for_each(|_| site.second());
         assert_eq!(site.live(), percent);
+        let skipped = site.change(PlanChange::Skip).await;
+        let refused = format!("route shop: green has {percent} %, and not the 10 % of its plan; resume or abort the plan");
+        assert_eq!(skipped.unwrap_err().to_string(), refused);
         site.change(PlanChange::Resume).await.unwrap();
         site.pass_until("its own share is back", |_| site.live() == 10.0).await;
     }
@@ -294,7 +297,7 @@ async fn waves_begin_when_those_before_are_done() {
     (0..10).for_each(|_| site.second());
     assert_eq!(
         site.control.state("shop").unwrap().wait.unwrap().to_string(),
-        "the plan of route users, which is not done"
+        "the plan of route users, which is not done, or was taken back"
     );
     let users = start(plan(vec![step(100.0, 1)]));
     site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
@@ -308,12 +311,45 @@ async fn waves_begin_when_those_before_are_done() {
 }
 
 #[tokio::test]
-async fn a_signal_opens_its_gate() {
+async fn a_wave_that_was_taken_back_holds_those_behind_it() {
+    let mut gated = step(10.0, 1);
+    gated.gates.after = vec!["users".to_owned()];
+    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
+    let site = Site::open(config(routes), Arc::default()).await;
+    let users = start(plan(vec![step(50.0, 1)]));
+    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
+    eventually("users are done", || {
+        site.plane.second("users", (50, 0), (50, 0));
+        site.second();
+        site.control.plan("users").unwrap().state == State::Done
+    })
+    .await;
+    let waits = || {
+        (0..10).for_each(|_| site.second());
+        site.control.state("shop").unwrap().wait.unwrap().to_string()
+    };
+    let expected = "the plan of route users, which is not done, or was taken back";
+    site.control.rollback("users", "enough", &ann()).await.unwrap();
+    site.change(start(plan(vec![gated]))).await.unwrap();
+    assert_eq!(waits(), expected, "latched");
+    site.control.reset("users", "mended", &ann(), None).await.unwrap();
+    assert_eq!(waits(), expected, "at 0");
+    site.control.set_split("users", split(50.0), &ann(), None).await.unwrap();
+    site.pass_until("the shop follows", |run| run.state == State::Done).await;
+}
+
+/// A shop whose plan waits for a signal.
+fn gated_by_a_signal() -> Arc<Config> {
     let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:80\"\n\
                 [[route.signal]]\nname = \"lag\"\nlimit = \"> 1000\"\n\
                 [[route.plan.step]]\ngreen = 10\nbake = \"1s\"\nsignal = \"lag\"\n\
                 [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n";
-    let config = Arc::new(Config::parse(text, Path::new("")).unwrap());
+    Arc::new(Config::parse(text, Path::new("")).unwrap())
+}
+
+#[tokio::test]
+async fn a_signal_opens_its_gate() {
+    let config = gated_by_a_signal();
     let wanted = config.routes[0].plan.clone().unwrap();
     let site = Site::open(config, Arc::default()).await;
     site.change(start(wanted)).await.unwrap();
