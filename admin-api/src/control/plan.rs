@@ -80,12 +80,23 @@ impl Control {
         })
     }
 
-    /// A second of a route's plan. What it comes to goes live, or is on its way to the disk, when this returns.
-    pub(crate) fn tick_plan(self: &Arc<Self>, watched: &Watched, inputs: &Inputs<'_>, judgement: &Arc<Judgement>) {
+    /// A second of a route's plan. What it comes to goes live, or is on its way to the disk, when this returns. `second`:
+    /// which second; one that is not above the last counts no more.
+    pub(crate) fn tick_plan(
+        self: &Arc<Self>,
+        watched: &Watched,
+        second: u64,
+        inputs: &Inputs<'_>,
+        judgement: &Arc<Judgement>,
+    ) {
         let actor = Actor::internal("plan");
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let Some(entry) = now.routes.get_mut(&watched.route).filter(|_| !now.frozen) else { return };
+        if entry.planned_until.is_some_and(|until| second <= until) {
+            return;
+        }
+        entry.planned_until = Some(second);
         // A judgement of another share says nothing about this one.
         if entry.epoch != watched.epoch || entry.live.revision != watched.revision || entry.entering {
             return;
@@ -161,6 +172,7 @@ impl Control {
                 let before = entry.live.clone();
                 let overtaken = || Refusal::Overtaken { route: change.route.clone() };
                 let mut run = before.plan.clone().ok_or_else(overtaken)?;
+                may_begin(&change.route, &run, entry.judgement.as_deref())?;
                 let green = run.current().ok_or_else(overtaken)?.green;
                 run.enter(stamp(OffsetDateTime::now_utc(), &change.actor, &change.reason));
                 let revision = entry.reserve_revision();
@@ -227,6 +239,32 @@ impl Control {
                 self.settle(view).await
             }
         }
+    }
+}
+
+/// Errors: the guard's last word is none to begin a step on. It may have been another one when that was decided.
+fn may_begin(route: &str, run: &Run, judgement: Option<&Judgement>) -> Result<(), Refusal> {
+    let passes = judgement.is_some_and(|judgement| judgement.verdict == Verdict::Pass && judgement.pause.is_none());
+    if passes || run.waived || run.step == run.first {
+        return Ok(());
+    }
+    Err(Refusal::Plan {
+        route: route.to_owned(),
+        problem: "the guard does not say pass any more".to_owned(),
+        cure: "see its status for what it waits for".to_owned(),
+    })
+}
+
+/// The same of a state that is on disk, and is to go live.
+pub(super) fn may_go_live(
+    route: &str,
+    before: &Recorded,
+    after: &Recorded,
+    judgement: Option<&Judgement>,
+) -> Result<(), Refusal> {
+    match (&before.plan, &after.plan) {
+        (Some(run), Some(entered)) if entered.entered && !run.entered => may_begin(route, run, judgement),
+        _ => Ok(()),
     }
 }
 

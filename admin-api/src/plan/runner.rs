@@ -57,7 +57,7 @@ impl Planner {
                 webhook: known.webhook.as_deref(),
             },
         };
-        self.control.tick_plan(watched, &inputs, judgement);
+        self.control.tick_plan(watched, second.at, &inputs, judgement);
     }
 
     fn ask(&self, watched: &Watched, run: &Run, wanted: &config::Gates, signals: &[SignalReading]) -> Known {

@@ -267,6 +267,73 @@ async fn a_frozen_plan_earns_nothing() {
 }
 
 #[tokio::test]
+async fn no_second_bakes_a_plan_twice() {
+    let mut site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.pass_until("it bakes", |run| run.healthy_seconds > 20).await;
+    let mut expected = site.run();
+    site.control.freeze().await.unwrap();
+    site.guardian.tick();
+    site.control.thaw().await.unwrap();
+    site.guardian.tick();
+    assert_eq!(site.run(), expected, "frozen and thawed");
+    site.guardian = Guardian::new(site.control.clone());
+    site.guardian.tick();
+    assert_eq!(site.run(), expected, "a guardian that starts anew");
+    site.second();
+    expected.healthy_seconds += 1;
+    assert_eq!(site.run().healthy_seconds, expected.healthy_seconds);
+}
+
+#[tokio::test]
+async fn a_plan_is_held_by_no_second_before_it_runs() {
+    let site = Site::open(gated_by_a_signal(), Arc::default()).await;
+    (0..50).for_each(|_| site.second());
+    let wanted = site.control.config().routes[0].plan.clone().unwrap();
+    site.change(start(wanted)).await.unwrap();
+    site.guardian.tick();
+    assert_eq!(site.run().held_seconds, 0, "started");
+    site.second();
+    assert_eq!(site.run().held_seconds, 1);
+    site.change(PlanChange::Pause).await.unwrap();
+    (0..50).for_each(|_| site.second());
+    site.change(PlanChange::Resume).await.unwrap();
+    site.guardian.tick();
+    assert_eq!(site.run().held_seconds, 0, "resumed");
+    site.second();
+    assert_eq!(site.run().held_seconds, 1);
+}
+
+#[tokio::test]
+async fn a_step_begins_on_no_verdict_that_is_over() {
+    let site = Site::with(plan(vec![step(10.0, 3), step(50.0, 3)])).await;
+    site.pass_until("the second step is to begin", |run| run.step == 1).await;
+    site.store.hang();
+    eventually("it waits for the disk", || {
+        site.second();
+        site.store.waiting.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    (0..3).for_each(|_| site.second());
+    for _ in 0..40 {
+        site.plane.second("shop", (50, 0), (0, 0));
+        site.guardian.tick();
+    }
+    let verdict = site.control.state("shop").unwrap().judgement.unwrap().verdict;
+    assert_eq!(verdict, Verdict::Unknown, "green is silent");
+    site.store.release();
+    eventually("the disk has what is live", || site.store.waiting.load(Ordering::Relaxed) == 0).await;
+    for _ in 0..20 {
+        site.guardian.tick();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!((site.live(), site.run().step, site.run().entered), (10.0, 1, false));
+    let recorded = site.store.recorded("shop");
+    assert_eq!((recorded.split, recorded.plan.unwrap().entered), (split(10.0), false));
+    site.pass_until("it passes again", site.entered(1)).await;
+    assert_eq!((site.live(), site.store.recorded("shop").split), (50.0, split(50.0)));
+}
+
+#[tokio::test]
 async fn an_approval_is_asked_for_once_and_opens_its_gate() {
     let mut gated = step(50.0, 1);
     gated.gates.approval = Some("go-live".to_owned());
