@@ -205,13 +205,25 @@ struct Entry {
     wait: Option<Wait>,
     /// A step of its plan is on its way to the disk.
     entering: bool,
+    /// The last second that a plan of it was told of.
+    planned_until: Option<u64>,
 }
 
 impl Entry {
     fn new(live: Recorded) -> Self {
         let next_revision = live.revision + 1;
         let (wait, cautioned) = (None, [None; 2]);
-        Self { next_revision, live, after: None, epoch: 0, judgement: None, cautioned, wait, entering: false }
+        Self {
+            next_revision,
+            live,
+            after: None,
+            epoch: 0,
+            judgement: None,
+            cautioned,
+            wait,
+            entering: false,
+            planned_until: None,
+        }
     }
 
     fn reserve_revision(&mut self) -> u64 {
@@ -766,6 +778,10 @@ impl Control {
         if entry.live.revision != before.revision {
             now.unrecorded.insert(change.route.clone());
             return Err(Refusal::Overtaken { route: change.route.clone() });
+        }
+        if let Err(refusal) = plan::may_go_live(&change.route, before, &loosened, entry.judgement.as_deref()) {
+            now.unrecorded.insert(change.route.clone());
+            return Err(refusal);
         }
         if let Some(after) = after {
             entry.drop_evidence(after);

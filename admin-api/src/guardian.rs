@@ -17,7 +17,8 @@ use crate::{
 pub struct Guardian {
     control: Arc<Control>,
     planner: Planner,
-    routes: Mutex<BTreeMap<String, Watch>>,
+    /// `None` before the first look.
+    routes: Mutex<Option<BTreeMap<String, Watch>>>,
 }
 
 /// What is remembered of a route that is watched.
@@ -28,6 +29,8 @@ struct Watch {
     engine: Engine,
     placebo: Engine,
     report: PlaceboReport,
+    /// The last second that was over when it began to be watched.
+    since: Option<u64>,
     /// The last second that was judged.
     seen: Option<u64>,
     /// What the mirror had seen then.
@@ -35,7 +38,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(watched: &Watched) -> Self {
+    /// `since`: only seconds above this one are judged.
+    fn new(watched: &Watched, since: Option<u64>) -> Self {
         Self {
             epoch: watched.epoch,
             policy: watched.policy,
@@ -43,6 +47,7 @@ impl Watch {
             engine: Engine::new(&watched.policy),
             placebo: Engine::new(&watched.policy),
             report: PlaceboReport::default(),
+            since,
             seen: None,
             mirror: None,
         }
@@ -51,7 +56,7 @@ impl Watch {
     fn follow(&mut self, watched: &Watched) {
         if self.epoch != watched.epoch {
             // What is usual for blue is learned again from the seconds that are remembered.
-            *self = Self { report: self.report, ..Self::new(watched) };
+            *self = Self { report: self.report, ..Self::new(watched, self.since) };
         }
         if self.policy != watched.policy {
             self.policy = watched.policy;
@@ -107,11 +112,22 @@ impl Guardian {
 
     /// Judges the seconds that are over and were not judged yet, and trips routes that they show to be in breach.
     pub fn tick(&self) {
+        // What is known of green is needed again should it thaw.
+        if self.control.is_frozen() {
+            return;
+        }
         let watched = self.control.watched();
         let mut routes = self.routes.lock();
+        // The first ones judge all there is: what is remembered of them is gone with the task or the process before.
+        let is_first = routes.is_none();
+        let routes = routes.get_or_insert_default();
         routes.retain(|route, _| watched.iter().any(|watched| watched.route == *route));
         for watched in &watched {
-            let watch = routes.entry(watched.route.clone()).or_insert_with(|| Watch::new(watched));
+            let watch = routes.entry(watched.route.clone()).or_insert_with(|| {
+                let seconds = || self.control.plane().seconds(&watched.route, None);
+                let since = if is_first { None } else { seconds().last().map(|second| second.at) };
+                Watch::new(watched, since)
+            });
             watch.follow(watched);
             self.judge(watched, watch);
         }
@@ -121,7 +137,7 @@ impl Guardian {
         let route = &watched.route;
         for second in self.control.plane().seconds(route, watch.seen) {
             watch.seen = Some(second.at);
-            if watched.after.is_some_and(|after| second.at <= after) {
+            if watched.after.max(watch.since).is_some_and(|after| second.at <= after) {
                 watch.engine.learn(&second);
                 continue;
             }

@@ -153,7 +153,7 @@ pub struct Inputs<'a> {
 /// What is known of the gates that [`Run::gates`] asks for. `None`: open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gates<'a> {
-    /// Which route's plan is not done.
+    /// Which route's plan is not done, or was taken back since.
     pub after: Option<&'a str>,
     /// Why the signal does not pass.
     pub signal: Option<&'a str>,
@@ -190,7 +190,7 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Time => f.write_str("time"),
-            Self::After(route) => write!(f, "the plan of route {route}, which is not done"),
+            Self::After(route) => write!(f, "the plan of route {route}, which is not done, or was taken back"),
             Self::Approval(name) => write!(f, "the approval {name:?}"),
             Self::Signal(reason) => write!(f, "a signal: {reason}"),
             Self::Webhook(reason) => write!(f, "the webhook: {reason}"),

@@ -72,12 +72,31 @@ impl Control {
         self.now.lock().live(route)?.plan.clone()
     }
 
-    /// A second of a route's plan. What it comes to goes live, or is on its way to the disk, when this returns.
-    pub(crate) fn tick_plan(self: &Arc<Self>, watched: &Watched, inputs: &Inputs<'_>, judgement: &Arc<Judgement>) {
+    /// Whether the last plan of a route is done, and what came of it was not taken back.
+    pub(crate) fn is_plan_done(&self, route: &str) -> bool {
+        self.now.lock().live(route).is_some_and(|live| {
+            let run = live.plan.as_ref().filter(|run| run.state == State::Done && live.latch.is_none());
+            run.and_then(|run| run.plan.steps.last()).is_some_and(|last| last.green == live.split)
+        })
+    }
+
+    /// A second of a route's plan. What it comes to goes live, or is on its way to the disk, when this returns. `second`:
+    /// which second; one that is not above the last counts no more.
+    pub(crate) fn tick_plan(
+        self: &Arc<Self>,
+        watched: &Watched,
+        second: u64,
+        inputs: &Inputs<'_>,
+        judgement: &Arc<Judgement>,
+    ) {
         let actor = Actor::internal("plan");
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let Some(entry) = now.routes.get_mut(&watched.route).filter(|_| !now.frozen) else { return };
+        if entry.planned_until.is_some_and(|until| second <= until) {
+            return;
+        }
+        entry.planned_until = Some(second);
         // A judgement of another share says nothing about this one.
         if entry.epoch != watched.epoch || entry.live.revision != watched.revision || entry.entering {
             return;
@@ -153,6 +172,7 @@ impl Control {
                 let before = entry.live.clone();
                 let overtaken = || Refusal::Overtaken { route: change.route.clone() };
                 let mut run = before.plan.clone().ok_or_else(overtaken)?;
+                may_begin(&change.route, &run, entry.judgement.as_deref())?;
                 let green = run.current().ok_or_else(overtaken)?.green;
                 run.enter(stamp(OffsetDateTime::now_utc(), &change.actor, &change.reason));
                 let revision = entry.reserve_revision();
@@ -224,6 +244,32 @@ impl Control {
     }
 }
 
+/// Errors: the guard's last word is none to begin a step on. It may have been another one when that was decided.
+fn may_begin(route: &str, run: &Run, judgement: Option<&Judgement>) -> Result<(), Refusal> {
+    let passes = judgement.is_some_and(|judgement| judgement.verdict == Verdict::Pass && judgement.pause.is_none());
+    if passes || run.waived || run.step == run.first {
+        return Ok(());
+    }
+    Err(Refusal::Plan {
+        route: route.to_owned(),
+        problem: "the guard does not say pass any more".to_owned(),
+        cure: "see its status for what it waits for".to_owned(),
+    })
+}
+
+/// The same of a state that is on disk, and is to go live.
+pub(super) fn may_go_live(
+    route: &str,
+    before: &Recorded,
+    after: &Recorded,
+    judgement: Option<&Judgement>,
+) -> Result<(), Refusal> {
+    match (&before.plan, &after.plan) {
+        (Some(run), Some(entered)) if entered.entered && !run.entered => may_begin(route, run, judgement),
+        _ => Ok(()),
+    }
+}
+
 /// The plan that `wanted` makes of what there is. `None`: it is so already.
 fn steered(
     live: &Recorded,
@@ -277,7 +323,14 @@ fn steered(
                 None => return refused("its plan asks for no approval now", "see its status for what it waits for"),
             }
         }
-        PlanChange::Skip => run.skip(stamp),
+        PlanChange::Skip => {
+            // Who lowered green did not mean it to go on past that.
+            if let Some(share) = run.share().filter(|share| run.state == State::Paused && *share != live.split) {
+                let problem = format!("green has {}, and not the {share} of its plan", live.split);
+                return refused(&problem, "resume or abort the plan");
+            }
+            run.skip(stamp);
+        }
         PlanChange::Abort => run.end(State::Aborted, stamp),
     }
     Ok(Some(run))

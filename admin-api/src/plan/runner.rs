@@ -5,7 +5,7 @@ use std::sync::Arc;
 use config::{Step, Url, Webhook};
 
 use super::{
-    Gates, Inputs, Origin, Run, State,
+    Gates, Inputs, Origin, Run,
     webhook::{Question, Webhooks},
 };
 use crate::{Control, Judgement, Second, SignalReading, Verdict, Watched};
@@ -59,12 +59,11 @@ impl Planner {
                 webhook: known.webhook.as_deref(),
             },
         };
-        self.control.tick_plan(watched, &inputs, judgement);
+        self.control.tick_plan(watched, second.at, &inputs, judgement);
     }
 
     fn ask(&self, watched: &Watched, run: &Run, wanted: &config::Gates, signals: &[SignalReading]) -> Known {
-        let done = |route: &String| self.control.plan(route).is_some_and(|run| run.state == State::Done);
-        let after = wanted.after.iter().find(|route| !done(route)).cloned();
+        let after = wanted.after.iter().find(|route| !self.control.is_plan_done(route)).cloned();
         let signal = wanted.signal.as_ref().and_then(|name| match signals.iter().find(|signal| signal.name == *name) {
             Some(signal) if signal.verdict == Verdict::Pass => None,
             Some(signal) => Some(format!("{name}: {}", signal.reason)),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use admin_api::{
-    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, Sqlite, StateStore,
+    Control, Guardian, Happened, Moment, PlanChange, PlanNews, Refusal, Sqlite, StateStore, Verdict,
     plan::{Run, State, Wait},
 };
 use config::{Config, Gates, Otherwise, Plan, Require, Route, Step};
@@ -201,6 +201,10 @@ async fn a_hand_on_the_split_pauses_the_plan_in_the_same_record() {
         assert_eq!(run.changed.reason, format!("ann set green to {percent} %"));
         (0..10).for_each(|_| site.second());
         assert_eq!(site.live(), percent);
+        let skipped = site.change(PlanChange::Skip).await;
+        let refused =
+            format!("route shop: green has {percent} %, and not the 10 % of its plan; resume or abort the plan");
+        assert_eq!(skipped.unwrap_err().to_string(), refused);
         site.change(PlanChange::Resume).await.unwrap();
         site.pass_until("its own share is back", |_| site.live() == 10.0).await;
     }
@@ -277,6 +281,73 @@ async fn a_frozen_plan_earns_nothing() {
 }
 
 #[tokio::test]
+async fn no_second_bakes_a_plan_twice() {
+    let mut site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.pass_until("it bakes", |run| run.healthy_seconds > 20).await;
+    let mut expected = site.run();
+    site.control.freeze().await.unwrap();
+    site.guardian.tick();
+    site.control.thaw().await.unwrap();
+    site.guardian.tick();
+    assert_eq!(site.run(), expected, "frozen and thawed");
+    site.guardian = Guardian::new(site.control.clone());
+    site.guardian.tick();
+    assert_eq!(site.run(), expected, "a guardian that starts anew");
+    site.second();
+    expected.healthy_seconds += 1;
+    assert_eq!(site.run().healthy_seconds, expected.healthy_seconds);
+}
+
+#[tokio::test]
+async fn a_plan_is_held_by_no_second_before_it_runs() {
+    let site = Site::open(gated_by_a_signal(), Arc::<FakeStore>::default()).await;
+    (0..50).for_each(|_| site.second());
+    let wanted = site.control.config().routes[0].plan.clone().unwrap();
+    site.change(start(wanted)).await.unwrap();
+    site.guardian.tick();
+    assert_eq!(site.run().held_seconds, 0, "started");
+    site.second();
+    assert_eq!(site.run().held_seconds, 1);
+    site.change(PlanChange::Pause).await.unwrap();
+    (0..50).for_each(|_| site.second());
+    site.change(PlanChange::Resume).await.unwrap();
+    site.guardian.tick();
+    assert_eq!(site.run().held_seconds, 0, "resumed");
+    site.second();
+    assert_eq!(site.run().held_seconds, 1);
+}
+
+#[tokio::test]
+async fn a_step_begins_on_no_verdict_that_is_over() {
+    let site = Site::with(plan(vec![step(10.0, 3), step(50.0, 3)])).await;
+    site.pass_until("the second step is to begin", |run| run.step == 1).await;
+    site.store.hang();
+    eventually("it waits for the disk", || {
+        site.second();
+        site.store.waiting.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    (0..3).for_each(|_| site.second());
+    for _ in 0..40 {
+        site.plane.second("shop", (50, 0), (0, 0));
+        site.guardian.tick();
+    }
+    let verdict = site.control.state("shop").unwrap().judgement.unwrap().verdict;
+    assert_eq!(verdict, Verdict::Unknown, "green is silent");
+    site.store.release();
+    eventually("the disk has what is live", || site.store.waiting.load(Ordering::Relaxed) == 0).await;
+    for _ in 0..20 {
+        site.guardian.tick();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!((site.live(), site.run().step, site.run().entered), (10.0, 1, false));
+    let recorded = site.store.recorded("shop");
+    assert_eq!((recorded.split, recorded.plan.unwrap().entered), (split(10.0), false));
+    site.pass_until("it passes again", site.entered(1)).await;
+    assert_eq!((site.live(), site.store.recorded("shop").split), (50.0, split(50.0)));
+}
+
+#[tokio::test]
 async fn an_approval_is_asked_for_once_and_opens_its_gate() {
     let mut gated = step(50.0, 1);
     gated.gates.approval = Some("go-live".to_owned());
@@ -307,7 +378,7 @@ async fn waves_begin_when_those_before_are_done() {
     (0..10).for_each(|_| site.second());
     assert_eq!(
         site.control.state("shop").unwrap().wait.unwrap().to_string(),
-        "the plan of route users, which is not done"
+        "the plan of route users, which is not done, or was taken back"
     );
     let users = start(plan(vec![step(100.0, 1)]));
     site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
@@ -321,12 +392,45 @@ async fn waves_begin_when_those_before_are_done() {
 }
 
 #[tokio::test]
-async fn a_signal_opens_its_gate() {
+async fn a_wave_that_was_taken_back_holds_those_behind_it() {
+    let mut gated = step(10.0, 1);
+    gated.gates.after = vec!["users".to_owned()];
+    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
+    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
+    let users = start(plan(vec![step(50.0, 1)]));
+    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
+    eventually("users are done", || {
+        site.plane.second("users", (50, 0), (50, 0));
+        site.second();
+        site.control.plan("users").unwrap().state == State::Done
+    })
+    .await;
+    let waits = || {
+        (0..10).for_each(|_| site.second());
+        site.control.state("shop").unwrap().wait.unwrap().to_string()
+    };
+    let expected = "the plan of route users, which is not done, or was taken back";
+    site.control.rollback("users", "enough", &ann()).await.unwrap();
+    site.change(start(plan(vec![gated]))).await.unwrap();
+    assert_eq!(waits(), expected, "latched");
+    site.control.reset("users", "mended", &ann(), None).await.unwrap();
+    assert_eq!(waits(), expected, "at 0");
+    site.control.set_split("users", split(50.0), &ann(), None).await.unwrap();
+    site.pass_until("the shop follows", |run| run.state == State::Done).await;
+}
+
+/// A shop whose plan waits for a signal.
+fn gated_by_a_signal() -> Arc<Config> {
     let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:80\"\n\
                 [[route.signal]]\nname = \"lag\"\nlimit = \"> 1000\"\n\
                 [[route.plan.step]]\ngreen = 10\nbake = \"1s\"\nsignal = \"lag\"\n\
                 [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n";
-    let config = Arc::new(Config::parse(text, Path::new("")).unwrap());
+    Arc::new(Config::parse(text, Path::new("")).unwrap())
+}
+
+#[tokio::test]
+async fn a_signal_opens_its_gate() {
+    let config = gated_by_a_signal();
     let wanted = config.routes[0].plan.clone().unwrap();
     let site = Site::open(config, Arc::<FakeStore>::default()).await;
     site.change(start(wanted)).await.unwrap();
