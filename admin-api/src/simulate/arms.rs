@@ -308,7 +308,7 @@ mod tests {
         };
         let failed = green(Sickness { errors: 0.3, ..healthy });
         check_share("errors", failed.count(Outcome::Refused), failed.judged(), 0.3);
-        assert_eq!(failed.failed_keys.distinct(), Keys::MOST + 1);
+        assert_eq!(failed.failed_keys.distinct(), Keys::MOST);
         let cut_off = green(Sickness { unreachable: 0.4, ..healthy });
         check_share("unreachable", cut_off.count(Outcome::Unreachable), cut_off.judged(), 0.4);
         let silent = green(Sickness { silent: 0.2, ..healthy });
