@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     AuditRow, Batch, DataPlane, Event, Happened, Incident, IncidentRow, InstallError, Judgement, Latch, Recorded,
-    RouteState, Signals, StateStore, StoreError, Verdict,
+    RouteState, Second, Signals, StateStore, StoreError, Verdict,
     event::{Announcer, rfc3339},
     incident::Trip,
     plan::{Run, Stamp, State, Wait},
@@ -183,6 +183,8 @@ struct Now {
     /// Routes whose plan has gone on since the disk was told. No promise rests on it.
     progress: BTreeSet<String>,
     rows: Rows,
+    /// Trips that are live and have no incident yet, oldest first.
+    unexplained: VecDeque<Arc<Unexplained>>,
     refusals: Refusals,
     /// Why the last write failed.
     failing: Option<String>,
@@ -269,6 +271,7 @@ impl Control {
                 unrecorded: BTreeSet::new(),
                 progress: BTreeSet::new(),
                 rows: Rows::default(),
+                unexplained: VecDeque::new(),
                 refusals: Refusals::default(),
                 failing: None,
                 announcer: Announcer::new(config.routes.len()),
@@ -330,14 +333,16 @@ impl Control {
         .await
     }
 
-    /// Takes green off because it broke its promises. Live when it returns, recorded soon after.
+    /// Takes green off because it broke its promises. Live when it returns, recorded soon after;
+    /// [`Self::explain_trips`] says why.
     ///
-    /// `None`: there was nothing to take off, or the judgement rests on evidence that a reset has dropped since.
-    pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<Incident> {
+    /// Returns the revision of the state it made. `None`: there was nothing to take off, or the judgement rests on
+    /// evidence that a reset has dropped since.
+    pub fn trip(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>) -> Option<u64> {
         self.take_off(route, epoch, judgement, Actor::internal("guard"))
     }
 
-    fn take_off(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>, actor: Actor) -> Option<Incident> {
+    fn take_off(&self, route: &str, epoch: u64, judgement: &Arc<Judgement>, actor: Actor) -> Option<u64> {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let config = now.config.clone();
@@ -361,28 +366,29 @@ impl Control {
 
         let change =
             Change { action: TRIP, route: route.to_owned(), actor: actor.clone(), reason: judgement.reason.clone() };
+        let revision = tripped.revision;
         self.go_live(now, &change, tripped.clone(), at);
-        // Green is off, and what explains it may take its milliseconds.
-        let incident = Incident::of(&Trip {
-            route: settings,
-            judgement,
-            seconds: &self.plane.seconds(route, None),
-            before: &before,
-            tripped: &tripped,
-            actor: &actor.name,
+        // Green is off, and what explains it may take its milliseconds: those of other routes come first.
+        now.unexplained.push_back(Arc::new(Unexplained {
+            route: settings.clone(),
+            judgement: judgement.clone(),
+            seconds: self.plane.seconds(route, None),
+            before,
+            tripped,
+            actor: actor.name,
             at,
-        });
-        match serde_json::to_string(&incident) {
-            Ok(json) => {
-                now.rows.incident(IncidentRow { id: incident.id.clone(), route: route.to_owned(), json });
-            }
-            Err(error) => error!(%error, route, "Incident could not be written as JSON"),
+        }));
+        Some(revision)
+    }
+
+    /// Writes the incidents of the trips that have none yet, and announces them.
+    pub fn explain_trips(&self) {
+        let next = || self.now.lock().unexplained.front().cloned();
+        while let Some(trip) = next() {
+            let explanation = trip.explain();
+            self.now.lock().explained(&trip, explanation);
+            self.wake_recorder.notify_one();
         }
-        now.announcer.announce(at, Happened::Trip { incident: Box::new(incident.clone()) });
-        drop(guard);
-        warn!(route, incident = %incident.id, split_before = %before.split, reason = %incident.reason, "Tripped");
-        self.wake_recorder.notify_one();
-        Some(incident)
     }
 
     /// Makes another configuration live. Routes that are new start with their recorded split, or their initial one.
@@ -886,7 +892,14 @@ impl Control {
 
     /// Writes what the disk does not have, and a loosened state that is not live yet.
     async fn write(&self, _turn: &Turn<'_, ()>, loosened: Option<(&str, &Recorded)>) -> Result<(), StoreError> {
-        let (mut batch, last_row) = self.now.lock().batch();
+        let (mut batch, last_row) = loop {
+            // A trip and its incident belong in one batch.
+            self.explain_trips();
+            let now = self.now.lock();
+            if now.unexplained.is_empty() {
+                break now.batch();
+            }
+        };
         batch.signals = self.signals.unrecorded();
         if let Some((route, recorded)) = loosened {
             batch.states.insert(route.to_owned(), recorded.clone());
@@ -1008,8 +1021,25 @@ impl Now {
     }
 
     fn announce(&mut self, change: &Change, before: &Recorded, after: &Recorded, at: OffsetDateTime) {
+        // Who hears what came after a trip has heard of the trip.
+        if let Some(trip) = self.unexplained.iter().find(|trip| trip.route.name == change.route).cloned() {
+            self.explained(&trip, trip.explain());
+        }
         let plan = plan::happened(change, before, after);
         change.happened(before, after).into_iter().chain(plan).for_each(|what| self.announcer.announce(at, what));
+    }
+
+    fn explained(&mut self, trip: &Arc<Unexplained>, (incident, json): (Incident, serde_json::Result<String>)) {
+        // Else somebody was quicker.
+        let Some(waiting) = self.unexplained.iter().position(|other| Arc::ptr_eq(other, trip)) else { return };
+        self.unexplained.remove(waiting);
+        let route = &incident.route;
+        warn!(route, incident = %incident.id, split_before = %incident.split_before, reason = %incident.reason, "Tripped");
+        match json {
+            Ok(json) => self.rows.incident(IncidentRow { id: incident.id.clone(), route: route.clone(), json }),
+            Err(error) => error!(%error, route, "Incident could not be written as JSON"),
+        }
+        self.announcer.announce(trip.at, Happened::Trip { incident: Box::new(incident) });
     }
 
     /// All that the disk does not have, and the number of the last row in it.
@@ -1022,6 +1052,34 @@ impl Now {
             signals: Vec::new(),
         };
         (batch, self.rows.seen)
+    }
+}
+
+/// A trip, and what its incident is written from.
+struct Unexplained {
+    route: Route,
+    judgement: Arc<Judgement>,
+    seconds: Vec<Arc<Second>>,
+    before: Recorded,
+    tripped: Recorded,
+    actor: String,
+    at: OffsetDateTime,
+}
+
+impl Unexplained {
+    /// Takes milliseconds.
+    fn explain(&self) -> (Incident, serde_json::Result<String>) {
+        let incident = Incident::of(&Trip {
+            route: &self.route,
+            judgement: &self.judgement,
+            seconds: &self.seconds,
+            before: &self.before,
+            tripped: &self.tripped,
+            actor: &self.actor,
+            at: self.at,
+        });
+        let json = serde_json::to_string(&incident);
+        (incident, json)
     }
 }
 

@@ -131,6 +131,8 @@ impl Guardian {
             watch.follow(watched);
             self.judge(watched, watch);
         }
+        // Greens that break together are all off by now.
+        self.control.explain_trips();
     }
 
     fn judge(&self, watched: &Watched, watch: &mut Watch) {

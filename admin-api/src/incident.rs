@@ -217,7 +217,7 @@ impl Quantiles {
     fn of(seconds: &[Arc<Second>]) -> Self {
         let arm = |arm: Arm| {
             let mut sum = Tally::default();
-            seconds.iter().for_each(|second| sum.add(second.arm(arm)));
+            seconds.iter().for_each(|second| sum.add_counts(second.arm(arm)));
             let latency_us = &sum.latency_us;
             ArmQuantiles {
                 answers: latency_us.len(),

@@ -198,13 +198,13 @@ async fn a_trip_is_live_at_once_and_recorded_with_its_incident() {
     store.fail(true);
     let judgement = breach(&plane);
     let epoch = control.watched()[0].epoch;
-    let incident = control.trip("shop", epoch, &judgement).unwrap();
+    let revision = control.trip("shop", epoch, &judgement).unwrap();
     assert_eq!((plane.live("shop").split, plane.live("shop").latched), (split(0.0), true));
-    assert_eq!((incident.split_before, incident.revision), (split(50.0), 3));
     assert!(control.trip("shop", epoch, &judgement).is_none(), "a latched route does not trip again");
     assert!(control.watched().is_empty());
-    let Happened::Trip { incident: told } = events.recv().await.unwrap().what.clone() else { panic!() };
-    assert_eq!(*told, incident);
+    control.explain_trips();
+    let Happened::Trip { incident } = events.recv().await.unwrap().what.clone() else { panic!() };
+    assert_eq!((incident.split_before, incident.revision), (split(50.0), revision));
     let listed = control.incidents(None, 10).await.unwrap();
     assert_eq!(listed.len(), 1, "known before it is recorded");
 
@@ -213,6 +213,29 @@ async fn a_trip_is_live_at_once_and_recorded_with_its_incident() {
     assert_eq!(store.incident(&incident.id).unwrap().unwrap(), listed[0]);
     assert_eq!(control.incidents(None, 10).await.unwrap(), listed);
     assert_eq!(store.recorded("shop").latch.unwrap().actor, "guard");
+}
+
+#[tokio::test]
+async fn who_hears_of_a_reset_has_heard_of_the_trip_before() {
+    let (control, plane, store) = start(shop()).await;
+    let mut revisions = Vec::new();
+    let mut events = control.subscribe();
+    for _ in 0..2 {
+        control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+        let (epoch, judgement) = (control.watched()[0].epoch, breach(&plane));
+        revisions.extend(control.trip("shop", epoch, &judgement));
+        control.reset("shop", "fixed", &ann(), None).await.unwrap();
+    }
+    control.explain_trips();
+    let told = std::iter::from_fn(|| events.try_recv().ok()).map(|event| match &event.what {
+        Happened::Trip { incident } => ("trip", incident.revision),
+        Happened::Reset { revision, .. } => ("reset", *revision),
+        Happened::Split { revision, .. } => ("split", *revision),
+        other => panic!("{other:?}"),
+    });
+    let expected = [("split", 2), ("trip", 3), ("reset", 4), ("split", 5), ("trip", 6), ("reset", 7)];
+    assert_eq!((told.collect::<Vec<_>>(), revisions), (expected.to_vec(), vec![3, 6]));
+    assert_eq!(store.incidents(None, 10).unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -437,10 +460,10 @@ async fn a_raise_never_undoes_a_trip_that_came_after_its_decision() {
             }
         });
         let raised = raise.await.unwrap();
-        let incident = tripper.join().unwrap();
+        let tripped = tripper.join().unwrap();
         match raised {
             Ok(view) => {
-                assert!(view.recorded.revision < incident.revision, "round {round}: a raise undid a trip");
+                assert!(view.recorded.revision < tripped, "round {round}: a raise undid a trip");
                 raised_first += 1;
             }
             Err(Refusal::Latched { .. } | Refusal::Overtaken { .. }) => tripped_first += 1,

@@ -419,6 +419,37 @@ async fn a_wave_that_was_taken_back_holds_those_behind_it() {
     site.pass_until("the shop follows", |run| run.state == State::Done).await;
 }
 
+#[tokio::test]
+async fn the_plan_of_every_route_in_breach_ends_before_any_incident_is_written() {
+    let shop_and_users = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
+    let site = Site::open(config(shop_and_users), Arc::default()).await;
+    let routes = ["shop", "users"];
+    for route in routes {
+        let wanted = start(plan(vec![step(50.0, 1_000)]));
+        site.control.change_plan(route, wanted, "test", &ann(), None).await.unwrap();
+    }
+    let second = |green| {
+        routes.iter().for_each(|route| site.plane.second(route, (50, 0), green));
+        site.guardian.tick();
+    };
+    eventually("both bake", || {
+        second((50, 0));
+        routes.iter().all(|route| site.control.plan(route).unwrap().healthy_seconds > 3)
+    })
+    .await;
+    let mut events = site.control.subscribe();
+    while !site.plane.live("users").latched {
+        second((0, 50));
+    }
+    let told = std::iter::from_fn(|| events.try_recv().ok()).filter_map(|event| match &event.what {
+        Happened::Plan { route, change: PlanNews::RolledBack, .. } => Some((false, route.clone())),
+        Happened::Trip { incident } => Some((true, incident.route.clone())),
+        _ => None,
+    });
+    let expected = [false, true].map(|incident| routes.map(|route| (incident, route.to_owned()))).concat();
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
 /// A shop whose plan waits for a signal.
 fn gated_by_a_signal() -> Arc<Config> {
     let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:80\"\n\
