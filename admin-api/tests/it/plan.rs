@@ -422,7 +422,7 @@ async fn a_wave_that_was_taken_back_holds_those_behind_it() {
 #[tokio::test]
 async fn the_plan_of_every_route_in_breach_ends_before_any_incident_is_written() {
     let shop_and_users = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
-    let site = Site::open(config(shop_and_users), Arc::default()).await;
+    let site = Site::open(config(shop_and_users), Arc::<FakeStore>::default()).await;
     let routes = ["shop", "users"];
     for route in routes {
         let wanted = start(plan(vec![step(50.0, 1_000)]));
