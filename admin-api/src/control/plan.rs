@@ -76,7 +76,7 @@ impl Control {
     pub(crate) fn is_plan_done(&self, route: &str) -> bool {
         self.now.lock().live(route).is_some_and(|live| {
             let run = live.plan.as_ref().filter(|run| run.state == State::Done && live.latch.is_none());
-            run.and_then(|run| run.plan.steps.last()).is_some_and(|last| last.green == live.split)
+            run.and_then(|run| run.plan.steps.last()).is_some_and(|last| live.split >= last.green)
         })
     }
 
