@@ -5,6 +5,8 @@
 //! only when both are done. What is live but could not be recorded is tried again every second.
 
 mod plan;
+mod refusal;
+mod rows;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,6 +17,8 @@ use std::{
 use config::{Config, Route, Split};
 use parking_lot::Mutex;
 pub use plan::PlanChange;
+pub use refusal::Refusal;
+use rows::{Refusals, Rows};
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast},
@@ -44,76 +48,6 @@ pub struct Actor {
 impl Actor {
     fn internal(name: &str) -> Self {
         Self { name: name.to_owned(), from: "crossfade".to_owned() }
-    }
-}
-
-/// Why a change was refused.
-#[derive(Debug, thiserror::Error)]
-#[error("{}; {}", self.problem(), self.cure())]
-pub enum Refusal {
-    /// See [`Control::freeze`].
-    Frozen,
-    UnknownRoute {
-        route: String,
-        known: Vec<String>,
-    },
-    Stale {
-        route: String,
-        current: u64,
-        given: u64,
-    },
-    Latched {
-        route: String,
-        reason: String,
-    },
-    /// The route changed between the decision and the moment it was to go live.
-    Overtaken {
-        route: String,
-    },
-    /// The route's plan is not in a state for this.
-    Plan {
-        route: String,
-        problem: String,
-        cure: String,
-    },
-    NotRecorded(#[source] StoreError),
-    LiveNotRecorded(#[source] StoreError),
-    Abandoned,
-}
-
-impl Refusal {
-    /// The place and what is wrong there. What the store says of its file is for the logs.
-    pub fn problem(&self) -> String {
-        match self {
-            Self::Frozen => "nothing can be changed while another instance takes over".to_owned(),
-            Self::UnknownRoute { route, .. } => format!("route: there is no {route:?}"),
-            Self::Stale { route, current, given } => format!("route {route}: its revision is {current}, not {given}"),
-            Self::Latched { route, reason } => format!("route {route}: is latched ({reason})"),
-            Self::Overtaken { route } => format!("route {route}: it was changed while this change was being recorded"),
-            Self::Plan { route, problem, .. } => format!("route {route}: {problem}"),
-            Self::NotRecorded(_) => "nothing has changed, because it could not be recorded".to_owned(),
-            Self::LiveNotRecorded(_) => {
-                "the change is live but not recorded, and would be lost by a restart".to_owned()
-            }
-            Self::Abandoned => "the change was abandoned".to_owned(),
-        }
-    }
-
-    /// What to do about it.
-    pub fn cure(&self) -> String {
-        match self {
-            Self::Frozen => "try again in a second".to_owned(),
-            Self::UnknownRoute { known, .. } => format!("choose one of {}", known.join(", ")),
-            Self::Stale { .. } => "read its state again before changing it".to_owned(),
-            Self::Latched { .. } => "reset it before raising green".to_owned(),
-            Self::Overtaken { .. } => "read its state again".to_owned(),
-            Self::Plan { cure, .. } => cure.clone(),
-            Self::NotRecorded(_) => "see the log and the state file's disk, and try again".to_owned(),
-            Self::LiveNotRecorded(_) => {
-                "see the log and the state file's disk; it is tried again every second".to_owned()
-            }
-            Self::Abandoned => "read the route's state before trying again".to_owned(),
-        }
     }
 }
 
@@ -513,7 +447,7 @@ impl Control {
 
     /// Audits an attempt that was refused before it got here. `reason`: what the caller was told.
     ///
-    /// Of more than [`REFUSALS_A_MINUTE`] the rest is only counted: a caller in a loop must not fill the disk.
+    /// Of more than 60 a minute the rest is only counted: a caller in a loop must not fill the disk.
     pub fn refused(
         &self,
         action: &'static str,
@@ -1080,78 +1014,6 @@ impl Unexplained {
         });
         let json = serde_json::to_string(&incident);
         (incident, json)
-    }
-}
-
-/// Audit rows and incidents the disk does not have, numbered. When either is full, one of its own is dropped and
-/// counted: the oldest refused attempt before any change, and else the oldest.
-#[derive(Default)]
-struct Rows {
-    audit: VecDeque<(u64, AuditRow)>,
-    incidents: VecDeque<(u64, IncidentRow)>,
-    seen: u64,
-    dropped: u64,
-}
-
-const ROWS_WAITING: usize = 1_000;
-
-impl Rows {
-    fn audit(&mut self, row: AuditRow) {
-        if self.audit.len() >= ROWS_WAITING {
-            self.dropped += 1;
-            match self.audit.iter().position(|(_, row)| row.outcome == REFUSED) {
-                Some(refused) => drop(self.audit.remove(refused)),
-                None if row.outcome == REFUSED => return,
-                None => drop(self.audit.pop_front()),
-            }
-        }
-        self.seen += 1;
-        self.audit.push_back((self.seen, row));
-    }
-
-    fn incident(&mut self, row: IncidentRow) {
-        if self.incidents.len() >= ROWS_WAITING {
-            self.incidents.pop_front();
-            self.dropped += 1;
-        }
-        self.seen += 1;
-        self.incidents.push_back((self.seen, row));
-    }
-
-    /// The disk has all rows up to this number.
-    fn written(&mut self, last: u64) {
-        self.audit.retain(|(number, _)| *number > last);
-        self.incidents.retain(|(number, _)| *number > last);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.audit.is_empty() && self.incidents.is_empty()
-    }
-}
-
-/// How many refused attempts get a row of the audit trail in a minute.
-const REFUSALS_A_MINUTE: u32 = 60;
-
-/// Counts refused attempts, minute by minute.
-#[derive(Default)]
-struct Refusals {
-    minute: Option<Instant>,
-    admitted: u32,
-    skipped: u64,
-}
-
-impl Refusals {
-    fn admit(&mut self, now: Instant) -> bool {
-        if self.minute.is_none_or(|minute| now >= minute + Duration::from_secs(60)) {
-            self.minute = Some(now);
-            self.admitted = 0;
-        }
-        if self.admitted == REFUSALS_A_MINUTE {
-            self.skipped += 1;
-            return false;
-        }
-        self.admitted += 1;
-        true
     }
 }
 

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use super::*;
+use super::{rows::ROWS_WAITING, *};
 use crate::{Observation, ProcessMetric, Second, SignalRow};
 
 #[derive(Default)]
