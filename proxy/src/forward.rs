@@ -39,11 +39,11 @@ pub(crate) struct Patience {
 /// What bytes can be moved from and to.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {
     /// The socket, if nothing stands between it and us.
-    fn plain(&self) -> Option<&TcpStream>;
+    fn plain(&mut self) -> Option<&TcpStream>;
 }
 
 impl Stream for Transport {
-    fn plain(&self) -> Option<&TcpStream> {
+    fn plain(&mut self) -> Option<&TcpStream> {
         Self::plain(self)
     }
 }
@@ -240,8 +240,8 @@ impl Direction {
     fn poll_splice<R: Stream, W: Stream>(
         &mut self,
         cx: &mut Context<'_>,
-        reader: &R,
-        writer: &W,
+        reader: &mut R,
+        writer: &mut W,
     ) -> Poll<Result<bool, Broke>> {
         while let (true, Some(from), Some(to)) = (self.bulk, reader.plain(), writer.plain()) {
             match ready!(self.splice.poll_move(cx, from, to, u64::MAX, &mut self.moved))? {
@@ -269,7 +269,7 @@ mod tests {
     use crate::alarm;
 
     impl Stream for DuplexStream {
-        fn plain(&self) -> Option<&TcpStream> {
+        fn plain(&mut self) -> Option<&TcpStream> {
             None
         }
     }
@@ -356,7 +356,7 @@ mod tests {
     async fn sockets() -> (TcpStream, Transport) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (far, near) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (far.unwrap(), Transport::Plain(near.unwrap().0))
+        (far.unwrap(), Transport::Plain(crate::transport::Socket::Watched(near.unwrap().0)))
     }
 
     #[tokio::test]

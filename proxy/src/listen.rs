@@ -12,8 +12,10 @@ use std::{
 };
 
 use config::Protocol;
+use rustix::net::SocketFlags;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{Interest, unix::AsyncFd},
+    net::TcpStream,
     sync::mpsc::Receiver,
     time::{self, Duration, Instant},
 };
@@ -30,7 +32,7 @@ use crate::{
     limits::Admission,
     live::{Listener, Live},
     mqtt, tcp,
-    transport::Transport,
+    transport::{Socket, Transport},
 };
 use balance::{OpenConnection, Turnover};
 use sockets::BACKLOG;
@@ -70,10 +72,14 @@ struct Visitor {
     admission: Option<Admission>,
 }
 
-/// Accepts until the process drains, then what is already waiting in the backlog, if nobody else will, then no more.
+/// Who connected and has not spoken yet is accepted for so long after a stop. A little more than a second, which is when the
+/// system lets in those that it kept back.
+const LATECOMERS: Duration = Duration::from_millis(1200);
+
+/// Accepts until the process drains, then, if nobody else will, those who are connected as far as they know, then no more.
 pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers: Peers) {
     let Listening { socket, number, door } = listening;
-    let socket = match start(socket) {
+    let socket = match start(socket, door.protocol) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(%error, "Cannot watch a listening socket"),
     };
@@ -81,37 +87,47 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
     let mut drain = acceptor.drain.clone();
     let mut begins = pin!(drain.begins());
     let mut gate = Gate { door, acceptor, peers, turnover: Turnover::new(Instant::now()) };
-    let end = loop {
-        let accepted = tokio::select! {
-            biased;
-            end = &mut begins => break end,
-            accepted = socket.accept() => accepted,
-        };
-        match accepted {
-            Ok((tcp, client)) => gate.take(tcp, client),
-            Err(error) => trouble.wait_out(&error, &gate.acceptor.worker).await,
-        }
+    let end = tokio::select! {
+        biased;
+        end = &mut begins => end,
+        () = gate.keep_open(&socket, &mut trouble) => return,
     };
     if !end.takes_backlog(number) {
         return;
     }
-    // Clients in the backlog are connected as far as they know: dropping them would reset them. The system itself is
-    // asked for them, because the runtime knows only of those it has been told about so far.
-    let Ok(socket) = socket.into_std() else { return };
+    if defers(door.protocol) && sockets::defer(&socket, false).is_ok() {
+        let until = end.until.min(Instant::now() + LATECOMERS);
+        let _ = time::timeout_at(until, gate.keep_open(&socket, &mut trouble)).await;
+    }
+    // Dropping those in the backlog would reset them. The system itself is asked for them, because the runtime knows only
+    // of those it has been told about so far.
     for _ in 0..BACKLOG {
-        let Ok((tcp, client)) = socket.accept() else { break };
-        if tcp.set_nonblocking(true).is_ok()
-            && let Ok(tcp) = TcpStream::from_std(tcp)
-        {
-            gate.take(tcp, client);
-        }
+        let Ok((tcp, client)) = accept_one(socket.get_ref()) else { break };
+        gate.take(tcp, client);
     }
 }
 
+/// Where a connection is nothing to us before its client has spoken. It always is the first to speak HTTP.
+fn defers(protocol: Protocol) -> bool {
+    protocol == Protocol::Http
+}
+
+/// A connection that the runtime does not watch yet.
+fn accept_one(socket: &StdListener) -> io::Result<(StdStream, SocketAddr)> {
+    let (accepted, client) = rustix::net::acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let client = client.and_then(|client| SocketAddr::try_from(client).ok());
+    Ok((accepted.into(), client.ok_or(io::ErrorKind::ConnectionAborted)?))
+}
+
 /// From here on the socket gets connections, if it did not before.
-fn start(socket: StdListener) -> io::Result<TcpListener> {
+#[expect(deprecated, reason = "unsound only for what may change its descriptor, as a listener of std's never does")]
+fn start(socket: StdListener, protocol: Protocol) -> io::Result<AsyncFd<StdListener>> {
     rustix::net::listen(&socket, BACKLOG)?;
-    TcpListener::from_std(socket)
+    // It may have been another process's, or of another protocol.
+    if let Err(error) = sockets::defer(&socket, defers(protocol)) {
+        tracing::debug!(%error, "Clients are accepted before they speak");
+    }
+    AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
 /// Out of descriptors or memory: nothing can be accepted until something is closed. Waiting a little keeps the worker
@@ -146,8 +162,18 @@ struct Gate {
 }
 
 impl Gate {
+    /// Lets in who comes, for as long as it is polled.
+    async fn keep_open(&mut self, socket: &AsyncFd<StdListener>, trouble: &mut Trouble) {
+        loop {
+            match socket.async_io(Interest::READABLE, accept_one).await {
+                Ok((tcp, client)) => self.take(tcp, client),
+                Err(error) => trouble.wait_out(&error, &self.acceptor.worker).await,
+            }
+        }
+    }
+
     /// Lets a connection in where the limits allow it, and has it served here or by a worker that has clearly less to do.
-    fn take(&mut self, tcp: TcpStream, client: SocketAddr) {
+    fn take(&mut self, tcp: StdStream, client: SocketAddr) {
         let plane = &self.acceptor.worker.plane;
         let live = plane.live();
         let loads = self.peers.loads(&plane.connections);
@@ -167,10 +193,7 @@ impl Gate {
         let visitor = Visitor { client, door: self.door, admission };
         match self.peers.relief(&loads, &mut self.turnover, plane) {
             None => spawn(tcp, visitor, live, &self.acceptor),
-            Some(way) => match tcp.into_std() {
-                Ok(tcp) => way.send(Newcomer { tcp, visitor }),
-                Err(error) => tracing::debug!(%client, %error, "A connection was lost between two workers"),
-            },
+            Some(way) => way.send(Newcomer { tcp, visitor }),
         }
     }
 }
@@ -178,15 +201,11 @@ impl Gate {
 /// Serves what other workers hand over, until none of them accepts any more.
 pub(crate) async fn welcome(mut newcomers: Receiver<Newcomer>, acceptor: Arc<Acceptor>) {
     while let Some(Newcomer { tcp, visitor }) = newcomers.recv().await {
-        match TcpStream::from_std(tcp) {
-            Ok(tcp) => spawn(tcp, visitor, acceptor.worker.plane.live(), &acceptor),
-            // The system has no memory left to watch it with.
-            Err(_) => acceptor.worker.plane.rejections.count("accept_failed"),
-        }
+        spawn(tcp, visitor, acceptor.worker.plane.live(), &acceptor);
     }
 }
 
-fn spawn(tcp: TcpStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Acceptor>) {
+fn spawn(tcp: StdStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Acceptor>) {
     let open = OpenConnection::count(&acceptor.worker.plane);
     acceptor.worker.tasks.spawn(serve(tcp, visitor, live, Arc::clone(acceptor), open));
 }
@@ -194,7 +213,7 @@ fn spawn(tcp: TcpStream, visitor: Visitor, live: Arc<Live>, acceptor: &Arc<Accep
 /// A connection's task, which is as large as the largest of what it may do: so what is big and rare is boxed, here and
 /// further on. And no `async fn`, which would keep room for what it was called with besides what it makes of it.
 fn serve(
-    tcp: TcpStream,
+    tcp: StdStream,
     visitor: Visitor,
     live: Arc<Live>,
     acceptor: Arc<Acceptor>,
@@ -204,7 +223,7 @@ fn serve(
     async move {
         let _counted = (open, admission);
         let transport = if live.listeners[listener].tls.is_none() {
-            Transport::Plain(tcp)
+            Transport::Plain(Socket::Fresh(tcp))
         } else {
             match Box::pin(end_tls(tcp, client, &live.listeners[listener])).await {
                 Ok(transport) => transport,
@@ -221,8 +240,9 @@ fn serve(
 }
 
 /// Errors: why it is refused.
-async fn end_tls(tcp: TcpStream, client: SocketAddr, listener: &Listener) -> Result<Transport, &'static str> {
-    let Some(config) = &listener.tls else { return Ok(Transport::Plain(tcp)) };
+async fn end_tls(tcp: StdStream, client: SocketAddr, listener: &Listener) -> Result<Transport, &'static str> {
+    let Some(config) = &listener.tls else { return Ok(Transport::Plain(Socket::Fresh(tcp))) };
+    let tcp = TcpStream::from_std(tcp).map_err(|_| "accept_failed")?;
     let handshake = TlsAcceptor::from(Arc::clone(config)).accept(tcp);
     match time::timeout(listener.first.settings.timeouts.request_header, handshake).await {
         Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(TlsStream::Server(stream)))),

@@ -3,13 +3,17 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    mem::MaybeUninit,
-    os::fd::{AsRawFd, RawFd},
+    mem::{self, MaybeUninit},
+    net::{Shutdown, TcpStream as StdStream},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
 };
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags},
+};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
@@ -21,8 +25,83 @@ use tokio_rustls::TlsStream;
 
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Plain(TcpStream),
+    Plain(Socket),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A plain socket. The runtime watches one that was accepted only when somebody has to wait for it: a connection that
+/// brings its request with it, gets its answer at once and ends costs the two system calls less that watching takes.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// Accepted, and not read from yet.
+    Fresh(StdStream),
+    /// Read from once. Not more often: reading from what is watched counts as work, of which a task has only so much before
+    /// others have their turn.
+    Heard(StdStream),
+    Watched(TcpStream),
+    /// The system has no memory left to watch it with.
+    Lost,
+}
+
+impl Socket {
+    /// Has the runtime watch it from now on. Errors: it cannot, and the connection is lost.
+    fn watched(&mut self) -> io::Result<&mut TcpStream> {
+        if !matches!(self, Self::Watched(_)) {
+            *self = match mem::replace(self, Self::Lost) {
+                Self::Fresh(tcp) | Self::Heard(tcp) => Self::Watched(TcpStream::from_std(tcp)?),
+                other => other,
+            };
+        }
+        match self {
+            Self::Watched(tcp) => Ok(tcp),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// The system's. `None`: see [`Self::Lost`].
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Fresh(tcp) | Self::Heard(tcp) => Some(tcp.as_fd()),
+            Self::Watched(tcp) => Some(tcp.as_fd()),
+            Self::Lost => None,
+        }
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Self::Fresh(tcp) = self {
+            match rustix::net::recv(&*tcp, &mut *room, RecvFlags::empty()) {
+                Err(Errno::AGAIN) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+                Ok((_, read)) => {
+                    if let Self::Fresh(tcp) = mem::replace(self, Self::Lost) {
+                        *self = Self::Heard(tcp);
+                    }
+                    return Poll::Ready(Ok(read));
+                }
+            }
+        }
+        poll_receive(self.watched()?, cx, room)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Self::Fresh(tcp) | Self::Heard(tcp) = self {
+            match rustix::net::send(&*tcp, bytes, SendFlags::NOSIGNAL) {
+                Err(Errno::AGAIN) => {}
+                sent => return Poll::Ready(sent.map_err(io::Error::from)),
+            }
+        }
+        poll_send(self.watched()?, cx, bytes)
+    }
+}
+
+/// Nothing of the peer's, not even its end.
+fn holds_nothing(socket: BorrowedFd<'_>) -> bool {
+    peek(socket).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// 1: there is something to read; 0: the peer's end.
+fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    SockRef::from(&socket).peek(&mut [MaybeUninit::uninit()])
 }
 
 impl Transport {
@@ -40,35 +119,32 @@ impl Transport {
 
     /// Whether the system holds nothing of the peer's for us, not even its end.
     pub(crate) fn is_silent(&self) -> bool {
-        let tcp = match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(stream) => stream.get_ref().0,
-        };
-        let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
-        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.socket().is_some_and(holds_nothing)
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Plain(socket) => socket.fd(),
+            Self::Tls(stream) => Some(stream.get_ref().0.as_fd()),
+        }
     }
 
     /// Closing it will tell the peer that what it got is not whole.
     pub(crate) fn reset_on_drop(&self) {
-        let tcp = match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(stream) => stream.get_ref().0,
-        };
-        // Failing means that it is closed already.
-        let _ = tcp.set_zero_linger();
-    }
-
-    pub(crate) fn fd(&self) -> RawFd {
-        match self {
-            Self::Plain(tcp) => tcp.as_raw_fd(),
-            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+        if let Some(socket) = self.socket() {
+            // Failing means that it is closed already.
+            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
         }
     }
 
+    pub(crate) fn fd(&self) -> RawFd {
+        self.socket().map_or(-1, |socket| socket.as_raw_fd())
+    }
+
     /// The socket, if nothing stands between it and us.
-    pub(crate) fn plain(&self) -> Option<&TcpStream> {
+    pub(crate) fn plain(&mut self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(tcp) => Some(tcp),
+            Self::Plain(socket) => socket.watched().ok().map(|tcp| &*tcp),
             Self::Tls(_) => None,
         }
     }
@@ -76,18 +152,22 @@ impl Transport {
     /// From another worker's runtime to this one's. `None`: it cannot be, as with TLS, which holds on to its socket.
     pub(crate) fn moved_here(self) -> Option<Self> {
         match self {
-            Self::Plain(tcp) => TcpStream::from_std(tcp.into_std().ok()?).ok().map(Self::Plain),
-            Self::Tls(_) => None,
+            Self::Plain(Socket::Watched(tcp)) => {
+                let tcp = TcpStream::from_std(tcp.into_std().ok()?).ok()?;
+                Some(Self::Plain(Socket::Watched(tcp)))
+            }
+            Self::Plain(_) | Self::Tls(_) => None,
         }
     }
 
     /// Whether the runtime has heard of nothing from the peer since the last read. Costs no system call while it has not.
     pub(crate) fn is_quiet(&mut self) -> bool {
         match self {
-            Self::Plain(tcp) => {
-                let peek = || SockRef::from(&*tcp).peek(&mut [MaybeUninit::uninit()]);
-                matches!(tcp.try_io(Interest::READABLE, peek), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            Self::Plain(Socket::Watched(tcp)) => {
+                let peeked = tcp.try_io(Interest::READABLE, || peek(tcp.as_fd()));
+                peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             }
+            Self::Plain(socket) => socket.fd().is_some_and(holds_nothing),
             Self::Tls(stream) => {
                 let mut byte = [0];
                 let mut byte = ReadBuf::new(&mut byte);
@@ -95,6 +175,17 @@ impl Transport {
                 let read = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut byte));
                 pin!(unconstrained(read)).poll(&mut Context::from_waker(Waker::noop())).is_pending()
             }
+        }
+    }
+
+    /// Whether there are bytes of the peer's that nobody has read. Where the runtime watches, as far as it has heard.
+    pub(crate) fn holds_unread(&mut self) -> bool {
+        match self {
+            Self::Plain(Socket::Watched(tcp)) => {
+                tcp.try_io(Interest::READABLE, || peek(tcp.as_fd())).is_ok_and(|bytes| bytes > 0)
+            }
+            Self::Plain(socket) => socket.fd().is_some_and(|socket| peek(socket).is_ok_and(|bytes| bytes > 0)),
+            Self::Tls(_) => !self.is_quiet(),
         }
     }
 
@@ -178,8 +269,8 @@ fn settled(moved: io::Result<usize>, part: Option<usize>) -> Option<io::Result<u
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => {
-                let read = ready!(poll_receive(tcp, cx, buf.initialize_unfilled()))?;
+            Self::Plain(socket) => {
+                let read = ready!(socket.poll_receive(cx, buf.initialize_unfilled()))?;
                 buf.advance(read);
                 Poll::Ready(Ok(()))
             }
@@ -191,7 +282,7 @@ impl AsyncRead for Transport {
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => poll_send(tcp, cx, buf),
+            Self::Plain(socket) => socket.poll_send(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -202,28 +293,30 @@ impl AsyncWrite for Transport {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Plain(socket) => Pin::new(socket.watched()?).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Plain(_) => true,
             Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Plain(Socket::Fresh(tcp) | Socket::Heard(tcp)) => Poll::Ready(tcp.shutdown(Shutdown::Write)),
+            Self::Plain(Socket::Watched(tcp)) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Plain(Socket::Lost) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

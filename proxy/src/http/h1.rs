@@ -439,7 +439,7 @@ impl Http1 {
                     }
                     // A client that asked for the end and has said all needs no ceremony.
                     let over =
-                        !head.keep_alive && !client.tls && client.input.is_empty() && client.transport.is_quiet();
+                        !head.keep_alive && !client.tls && client.input.is_empty() && !client.transport.holds_unread();
                     return match keep {
                         true => After::Again,
                         false if upload_done && over => After::Abort,

@@ -9,11 +9,14 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::AsFd,
 };
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{SetSockOpt, sockopt::SetStruct};
 use rustix::net::sockopt;
 use socket2::{Domain, Socket, Type};
+use tokio::time::Duration;
 
 /// Connections that the system keeps for us until they are accepted.
 pub(crate) const BACKLOG: i32 = 4096;
@@ -49,6 +52,23 @@ pub(crate) fn for_workers(mut sockets: Vec<TcpListener>, workers: usize) -> io::
     }
     Ok(sockets)
 }
+
+/// How long the system keeps a client back that says nothing: the shortest it knows.
+const KEPT_BACK: Duration = Duration::from_secs(1);
+
+/// Whether the system is to accept a client only when it has said something, or when it has been silent for [`KEPT_BACK`]
+/// (tcp(7), `TCP_DEFER_ACCEPT`). Its first bytes are there then, and who says nothing (connections made in advance,
+/// scanners) costs neither a descriptor nor a task for that second. One that closes again is accepted at once. When it is
+/// no longer wanted, the system asks those that it keeps back once more, each a second after it came, and accepts them.
+pub(super) fn defer(socket: &impl AsFd, defer: bool) -> io::Result<()> {
+    let seconds = if defer { KEPT_BACK.as_secs() as u32 } else { 0 };
+    Ok(DeferAccept.set(socket, &seconds)?)
+}
+
+#[derive(Clone)]
+struct DeferAccept;
+
+nix::setsockopt_impl!(DeferAccept, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, u32, SetStruct<'_, u32>);
 
 /// Whose is which: worker and socket, both counted from 0. Every worker has a socket, and every socket a worker.
 pub(crate) fn shares(sockets: usize, workers: usize) -> impl Iterator<Item = (usize, usize)> {

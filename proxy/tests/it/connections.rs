@@ -3,18 +3,23 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use futures::future::join_all;
 use loadtest::origin::TcpOrigin;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
 
 use crate::{
     clients::{Client, get_request},
     harness::{Crossfade, configuration, eventually, free_address},
     routes::Route,
-    site::{Site, any_port, rejected},
+    site::{RawOrigin, Site, any_port, rejected, reset, soon},
     tcp::label,
 };
 
@@ -205,4 +210,119 @@ async fn a_second_instance_does_not_share_the_port() {
     // And afterwards it is free at once.
     crossfade.kill_and_restart().await;
     assert!(taken(HERE, route.listen).await.is_some());
+}
+
+// Who has not spoken yet
+
+/// The server's side of a client's connection to `listen`, as the system has it.
+#[derive(Debug, PartialEq)]
+enum Side {
+    Accepted,
+    /// Until it speaks.
+    KeptBack,
+    Waiting,
+}
+
+fn side(client: &TcpStream, listen: SocketAddr) -> Option<Side> {
+    let hex = |port: u16| format!("0100007F:{port:04X}");
+    let (local, remote) = (hex(listen.port()), hex(client.local_addr().unwrap().port()));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let row = rows.into_iter().find(|row| row[1] == local && row[2] == remote)?;
+    // The state, and the inode, which it has as soon as it is accepted.
+    match (row[3], row[9]) {
+        ("03", _) => Some(Side::KeptBack),
+        (_, "0") => Some(Side::Waiting),
+        _ => Some(Side::Accepted),
+    }
+}
+
+async fn until(wanted: Side, client: &TcpStream, listen: SocketAddr) {
+    eventually("it gets there", async || (side(client, listen).as_ref() == Some(&wanted)).then_some(())).await;
+}
+
+/// One that is kept back: the workers have begun a moment after it is said.
+async fn kept_back(listen: SocketAddr) -> TcpStream {
+    eventually("who says nothing is kept back", async || {
+        let silent = TcpStream::connect(listen).await.unwrap();
+        (side(&silent, listen) == Some(Side::KeptBack)).then_some(silent)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_kept_back_for_a_second_and_then_has_its_time() {
+    let site = Site::start().await;
+    let route = site.route().unchecked().table("[route.timeouts]\nrequest_header = \"2s\"");
+    let _crossfade = Crossfade::start_with("[server]\nworkers = 2", &route.to_string()).await;
+    let (mut silent, started) = (kept_back(route.listen).await, Instant::now());
+    // It concerns nobody else.
+    for _ in 0..20 {
+        assert!(taken(HERE, route.listen).await.is_some());
+    }
+    until(Side::Accepted, &silent, route.listen).await;
+    assert!(started.elapsed() > Duration::from_millis(800), "{:?}", started.elapsed());
+    soon(silent.read_to_end(&mut Vec::new())).await.unwrap();
+    // The second that it was kept back, and the two that it has.
+    assert!(started.elapsed() > Duration::from_millis(2_800), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn who_is_kept_back_is_served_as_soon_as_it_speaks_and_may_leave_without_a_word() {
+    let site = Site::start().await;
+    let route = site.route().unchecked();
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    let speaking = kept_back(route.listen).await;
+    assert_eq!(side(&speaking, route.listen), Some(Side::KeptBack));
+    let mut client = Client::over(speaking);
+    client.get("/", &[]).await;
+    // As a load balancer asks whether somebody is there.
+    for round in 0..20 {
+        let probe = TcpStream::connect(route.listen).await.unwrap();
+        if round % 2 == 0 {
+            reset(probe);
+        } else {
+            drop(probe);
+        }
+    }
+    client.get("/", &[]).await;
+    open_of_workers(&crossfade, 1).await;
+}
+
+#[tokio::test]
+async fn where_the_server_may_speak_first_nobody_is_kept_back() {
+    let banner = RawOrigin::start(|mut stream, _| async move {
+        stream.write_all(b"220 ready\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let route = Route::tcp(banner.address, banner.address).unchecked();
+    let _crossfade = Crossfade::start(&route.to_string()).await;
+    for _ in 0..10 {
+        let mut client = TcpStream::connect(route.listen).await.unwrap();
+        assert_ne!(side(&client, route.listen), Some(Side::KeptBack));
+        let mut line = [0; 11];
+        soon(client.read_exact(&mut line)).await.unwrap();
+        assert_eq!(&line, b"220 ready\r\n");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_resets_nobody_who_is_kept_back() {
+    let site = Site::start().await;
+    let route = site.route().unchecked();
+    let mut crossfade = Crossfade::start_with("[server]\nworkers = 2", &route.to_string()).await;
+    let mut silent = kept_back(route.listen).await;
+    let (at_once, late) = (kept_back(route.listen).await, kept_back(route.listen).await);
+    crossfade.signal("TERM");
+    crossfade.logged("Draining").await;
+    let mut at_once = Client::over(at_once);
+    assert_eq!(at_once.get("/", &[]).await.header("connection"), Some("close"));
+    // The system has asked all three by now.
+    until(Side::Accepted, &silent, route.listen).await;
+    let mut late = Client::over(late);
+    assert_eq!(late.get("/", &[]).await.header("connection"), Some("close"));
+    // Closed, and not reset.
+    assert_eq!(soon(silent.read_to_end(&mut Vec::new())).await.unwrap(), 0);
+    assert_eq!(crossfade.ended().await, Some(0));
 }

@@ -633,11 +633,11 @@ async fn a_stop_finishes_what_is_open_and_takes_nothing_new() {
         (crossfade.admin.get("/ready").await.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
     })
     .await;
-    refused(route.listen).await;
     // A request that was on its way when the stop came is served, and told that it was the last.
     let last = idle.get("/", &[("x-session-id", &blue_key)]).await;
     assert_eq!((last.status, last.header("connection")), (StatusCode::OK, Some("close")));
     assert!(idle.rest().await.is_empty());
+    refused(route.listen).await;
 
     let answer = slow.answer().await;
     assert_eq!((answer.status, answer.header("connection")), (StatusCode::OK, Some("close")));

@@ -31,6 +31,9 @@ use crate::{
 /// So many bytes of a body still to come, and the system moves them.
 const SPLICED: u64 = 64 * 1024;
 
+/// Whether a client that waits for its answer has left is asked only after so long: most are answered before.
+const UNWATCHED: Duration = Duration::from_millis(100);
+
 /// A connection to an endpoint, while one exchange has it.
 #[derive(Debug)]
 pub(super) struct Upstream {
@@ -317,6 +320,7 @@ impl Exchange<'_> {
     async fn hear(&mut self, limit: usize, patience: Duration) -> Result<usize, Broken> {
         let Self { client, upstream, upload, since: began, .. } = self;
         let began = *began;
+        let mut watched = false;
         poll_fn(|cx| {
             if !upload.is_done()
                 && let Poll::Ready(Err(broken)) = upload.poll(cx, client, &mut upstream.transport)
@@ -326,12 +330,16 @@ impl Exchange<'_> {
             if let Poll::Ready(heard) = upstream.input.poll_fill(cx, &mut upstream.transport, limit) {
                 return Poll::Ready(heard.map_err(|_| Broken::Upstream { early: false }));
             }
-            if upload.is_done() {
-                client.poll_gone(cx)?;
-            }
             // What TLS holds for the client, who waits for it.
             let _ = Pin::new(&mut client.transport).poll_flush(cx);
             let deadline = began.max(upload.last_read) + patience;
+            if upload.is_done() {
+                watched = watched || client.alarm.poll(cx, deadline.min(began + UNWATCHED)).is_ready();
+                if !watched {
+                    return Poll::Pending;
+                }
+                client.poll_gone(cx)?;
+            }
             client
                 .alarm
                 .poll(cx, deadline)
