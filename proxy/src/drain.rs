@@ -1,4 +1,4 @@
-//! The end of the process, as those that carry traffic hear of it: no new connections, and how long for those there are.
+//! The end of the process, as those that carry traffic hear of it: soon no new connections, and how long for those there are.
 
 use std::{
     future,

@@ -44,6 +44,8 @@ use stream::RequestStream;
 
 /// A connection over which this many malformed HTTP/2 requests came is closed.
 const MAX_MALFORMED_STREAMS: usize = 32;
+/// How long an HTTP/2 client that comes during a drain has for its first request before it is told to go.
+const FIRST_STREAM: Duration = Duration::from_millis(250);
 /// One worker's HTTP engine with its own pool of upstream connections.
 pub(crate) struct Engine {
     proxy: Arc<HttpProxy<Service>>,
@@ -164,6 +166,15 @@ impl Engine {
         };
         let digest = Arc::new(Digest { proxy_digest: Some(connection.digest()), ..Digest::default() });
         let mut drain = self.drain.clone();
+        let late = drain.end().is_some();
+        let ends = async {
+            drain.begins().await;
+            if late {
+                // It would come back at once, were it sent away before it has asked for anything.
+                time::sleep(FIRST_STREAM).await;
+            }
+        };
+        pin!(ends);
         let mut malformed = 0;
         let mut goodbye = Goodbye::Unsaid;
         // Each stream holds a clone: the count says whether the connection is idle.
@@ -172,7 +183,7 @@ impl Engine {
         loop {
             let accepted = select! {
                 biased;
-                _ = drain.begins(), if goodbye == Goodbye::Unsaid => {
+                () = &mut ends, if goodbye == Goodbye::Unsaid => {
                     // GOAWAY: streams that are open, or on their way, are still served, as long as the drain lasts.
                     h2.graceful_shutdown();
                     goodbye = Goodbye::Said;

@@ -72,11 +72,11 @@ struct Visitor {
     admission: Option<Admission>,
 }
 
-/// Who connected and has not spoken yet is accepted for so long after a stop. A little more than a second, which is when the
-/// system lets in those that it kept back.
+/// For so long after a stop it is accepted further, at most half of the time that is left: a little more than a second, which
+/// is when the system lets in the last of those that it kept back.
 const LATECOMERS: Duration = Duration::from_millis(1200);
 
-/// Accepts until the process drains, then, if nobody else will, those who are connected as far as they know, then no more.
+/// Accepts until the process drains, then, if nobody else will, until those are in who are connected as far as they know.
 pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers: Peers) {
     let Listening { socket, number, door } = listening;
     let socket = match start(socket, door.protocol) {
@@ -96,8 +96,8 @@ pub(crate) async fn accept(listening: Listening, acceptor: Arc<Acceptor>, peers:
         return;
     }
     if defers(door.protocol) && sockets::defer(&socket, false).is_ok() {
-        let until = end.until.min(Instant::now() + LATECOMERS);
-        let _ = time::timeout_at(until, gate.keep_open(&socket, &mut trouble)).await;
+        let left = end.until.saturating_duration_since(Instant::now());
+        let _ = time::timeout(LATECOMERS.min(left / 2), gate.keep_open(&socket, &mut trouble)).await;
     }
     // Dropping those in the backlog would reset them. The system itself is asked for them, because the runtime knows only
     // of those it has been told about so far.

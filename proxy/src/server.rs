@@ -210,7 +210,7 @@ impl Server {
         let until = Instant::now() + patience;
         match taken {
             None => {
-                tracing::info!(?patience, "Draining: no new connections, open ones may finish");
+                tracing::info!(?patience, "Draining: soon no new connections, open ones may finish");
                 plane.set_serving(false);
                 drainer.begin(End { until, why: Why::Stopped });
             }

@@ -314,7 +314,11 @@ impl AsyncWrite for Transport {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(Socket::Fresh(tcp) | Socket::Heard(tcp)) => Poll::Ready(tcp.shutdown(Shutdown::Write)),
+            Self::Plain(Socket::Fresh(tcp) | Socket::Heard(tcp)) => match tcp.shutdown(Shutdown::Write) {
+                // The peer has closed already, or reset.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+                shut => Poll::Ready(shut),
+            },
             Self::Plain(Socket::Watched(tcp)) => Pin::new(tcp).poll_shutdown(cx),
             Self::Plain(Socket::Lost) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),

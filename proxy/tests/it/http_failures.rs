@@ -657,17 +657,48 @@ async fn a_stop_finishes_what_is_open_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn a_stop_with_nothing_open_ends_at_once() {
-    for signal in ["TERM", "INT"] {
+async fn a_stop_with_nothing_open_ends_before_the_drain_does() {
+    for (signal, drain) in [("TERM", "25s"), ("INT", "25s"), ("TERM", "1s")] {
         let site = Site::start().await;
         let route = site.route();
-        let mut crossfade = Crossfade::start(&route.to_string()).await;
+        let mut crossfade = Crossfade::start_with(&format!("[server]\ndrain = \"{drain}\""), &route.to_string()).await;
         get_once(route.listen, "me").await.unwrap();
         let started = Instant::now();
         crossfade.signal(signal);
         assert_eq!(crossfade.ended().await, Some(0), "{signal}");
-        assert!(started.elapsed() < Duration::from_secs(3), "{signal}: {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(4), "{signal}: {:?}", started.elapsed());
+        let log = crossfade.log();
+        assert!(!log.iter().any(|line| line.contains("did not finish in time")), "{log:?}");
     }
+}
+
+#[tokio::test]
+async fn who_comes_with_http2_right_after_a_stop_may_ask_before_it_is_told_to_go() {
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    let site = Site::start().await;
+    let route = site.route();
+    let mut crossfade = Crossfade::start(&route.to_string()).await;
+    crossfade.signal("TERM");
+    crossfade.logged("Draining").await;
+    // One that hears the server's settings before it asks.
+    let mut client = TcpStream::connect(route.listen).await.unwrap();
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    client.write_all(b"\0\0\x08\x06\0\0\0\0\0are here").await.unwrap();
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&PING) {
+        let mut frame = [0; 9];
+        soon(client.read_exact(&mut frame)).await.unwrap();
+        let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
+        soon(client.read_exact(&mut vec![0; length as usize])).await.unwrap();
+        kinds.push(frame[3]);
+    }
+    assert!(!kinds.contains(&GOAWAY), "{kinds:?}");
+    let h2 = H2Client::connect(route.listen).await;
+    assert_eq!(h2.get("/", &[]).await.status, StatusCode::OK);
+    soon(h2.connection).await.unwrap().unwrap();
+    drop(client);
+    assert_eq!(crossfade.ended().await, Some(0));
 }
 
 #[tokio::test]

@@ -560,7 +560,7 @@ async fn a_stop_in_the_middle_waits_for_the_takeover_whichever_way_it_goes() {
             crossfade.logged(TAKEN).await;
         } else {
             drop(successor);
-            crossfade.logged("Draining: no new connections").await;
+            crossfade.logged("Draining: soon no new connections").await;
         }
         assert_eq!(crossfade.ended().await, Some(0));
         assert!(!crossfade.log().iter().any(|line| line.contains("Not everything")), "{succeeds}");

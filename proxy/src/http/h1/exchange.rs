@@ -336,6 +336,8 @@ impl Exchange<'_> {
             if upload.is_done() {
                 watched = watched || client.alarm.poll(cx, deadline.min(began + UNWATCHED)).is_ready();
                 if !watched {
+                    // Nobody reads into it meanwhile.
+                    client.input.release();
                     return Poll::Pending;
                 }
                 client.poll_gone(cx)?;
