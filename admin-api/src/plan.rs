@@ -42,6 +42,10 @@ pub struct Run {
     pub approved: Option<Stamp>,
     /// Somebody has said that what this step waits for does not matter.
     pub waived: bool,
+    /// Somebody has let it go on although the guard wanted it to pause: in this step, as long as the guard says so
+    /// without a break.
+    #[serde(default)]
+    pub overruled: bool,
     pub started: Stamp,
     /// The last change of state or step.
     pub changed: Stamp,
@@ -243,6 +247,7 @@ impl Run {
             measured: Measured::default(),
             approved: None,
             waived: false,
+            overruled: false,
             started: stamp.clone(),
             changed: stamp,
         })
@@ -280,7 +285,8 @@ impl Run {
         if self.state != State::Running {
             return Ticked { wait: Wait::Time, action: None, progress: false };
         }
-        if let Some(reason) = inputs.pause {
+        self.overruled &= inputs.pause.is_some();
+        if let Some(reason) = inputs.pause.filter(|_| !self.overruled) {
             let action = Action::Pause { reason: reason.to_owned(), anew: false };
             return Ticked { wait: Wait::Verdict(reason.to_owned()), action: Some(action), progress: false };
         }
@@ -376,6 +382,7 @@ impl Run {
 
     /// The step is done, or blue has stood by long enough.
     pub fn next(&mut self, stamp: Stamp) {
+        self.overruled = false;
         let standing_by = self.step >= self.plan.steps.len();
         if !standing_by {
             self.begin_step(self.step + 1, stamp.clone());
@@ -402,14 +409,14 @@ impl Run {
             self.begin_step(step, stamp.clone());
             self.waived = true;
         }
-        self.state = State::Running;
+        self.go_on();
         self.held_seconds = 0;
         self.changed = stamp;
     }
 
     /// What it waits for now does not matter.
     pub fn skip(&mut self, stamp: Stamp) {
-        self.state = State::Running;
+        self.go_on();
         self.waived = true;
         self.changed = stamp.clone();
         if self.current().is_none() {
@@ -431,6 +438,12 @@ impl Run {
     pub fn restarted(&mut self) {
         let Measured { throughput, p95_ratio, match_rate } = &mut self.measured;
         [throughput, p95_ratio, match_rate].into_iter().for_each(Mean::restarted);
+    }
+
+    /// Who lets a plan go on that paused has been told why it did.
+    fn go_on(&mut self) {
+        self.overruled |= self.state == State::Paused;
+        self.state = State::Running;
     }
 
     fn begin_step(&mut self, step: usize, stamp: Stamp) {

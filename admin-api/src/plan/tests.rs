@@ -157,6 +157,35 @@ fn a_limit_to_pause_at_pauses() {
 }
 
 #[test]
+fn who_goes_on_in_spite_of_a_pause_gets_on_with_that_step() {
+    let mut play = Play::start(plan(vec![step(10.0, 5), step(50.0, 5)]));
+    let told = |reason| Inputs { pause: Some(reason), ..WELL };
+    (0..3).for_each(|_| _ = play.second(&WELL));
+    play.second(&told("green failed 2 %"));
+    play.run.resume(play.live, stamp("that is the noise of a test"));
+    (0..3).for_each(|_| _ = play.second(&told("green failed 3 %")));
+    assert_eq!((play.run.state, play.run.step), (State::Running, 1), "its figures may change");
+    play.second(&told("green failed 2 %"));
+    assert_eq!((play.run.state, &play.entered[..]), (State::Paused, &[10.0][..]), "but not with a higher share");
+    play.run.skip(stamp("still that"));
+    (0..3).for_each(|_| _ = play.second(&told("green failed 2 %")));
+    assert_eq!((play.run.state, play.run.healthy_seconds, &play.entered[..]), (State::Running, 2, &[10.0, 50.0][..]));
+    play.second(&WELL);
+    play.second(&told("green failed 2 %"));
+    assert_eq!(play.run.state, State::Paused, "what was over and comes back is news");
+
+    // Nothing to go on in spite of: whatever comes is news.
+    play.run.resume(play.live, stamp(""));
+    play.second(&WELL);
+    play.run.skip(stamp("seen enough"));
+    play.second(&told("green failed 2 %"));
+    assert_eq!((play.run.state, play.run.step), (State::Paused, 1));
+    play.run.resume(play.live, stamp(""));
+    play.second(&told("green failed 2 %"));
+    assert_eq!(play.run.state, State::Done, "it is skipped all the same");
+}
+
+#[test]
 fn gates_are_asked_in_turn_before_a_step_begins() {
     let mut second = step(50.0, 1);
     second.gates.approval = Some("go-live".to_owned());

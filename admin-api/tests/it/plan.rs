@@ -266,6 +266,39 @@ async fn a_restart_goes_on_and_a_guard_that_is_gone_pauses() {
     assert_eq!(site.live(), 10.0);
 }
 
+/// A shop whose plans pause when green fails more than 1 %.
+fn pausing_at_one_per_cent() -> Arc<Config> {
+    let pause = config::PauseLimits { max_error_rate: Some(0.01), ..config::PauseLimits::default() };
+    let guard = config::Guard { max_error_rate: 0.5, pause, ..config::Guard::default() };
+    config(vec![Route { guard: Some(guard), ..route("shop", "python", "go", 0.0) }])
+}
+
+#[tokio::test]
+async fn who_goes_on_in_spite_of_the_guard_gets_on_and_is_asked_again_for_the_next_share() {
+    let site = Site::open(pausing_at_one_per_cent(), Arc::<FakeStore>::default()).await;
+    site.change(start(plan(vec![step(10.0, 1_000), step(50.0, 1_000)]))).await.unwrap();
+    site.pass_until("the first step", site.entered(0)).await;
+    let bad_until = async |what: &str, condition: &dyn Fn(&Run) -> bool| {
+        eventually(what, || {
+            site.plane.second("shop", (50, 0), (45, 5));
+            site.guardian.tick();
+            condition(&site.run())
+        })
+        .await;
+    };
+    bad_until("it pauses", &|run| run.state == State::Paused).await;
+    let baked = site.run().healthy_seconds;
+    site.change(PlanChange::Resume).await.unwrap();
+    bad_until("it bakes on", &|run| run.healthy_seconds > baked + 3).await;
+    assert_eq!(site.run().state, State::Running);
+    site.change(PlanChange::Skip).await.unwrap();
+    bad_until("it pauses before the next step", &|run| run.step == 1 && run.state == State::Paused).await;
+    assert_eq!(site.live(), 10.0);
+    site.change(PlanChange::Skip).await.unwrap();
+    bad_until("the next step begins, and bakes", &|run| run.entered && run.healthy_seconds > 3).await;
+    assert_eq!((site.live(), site.run().state), (50.0, State::Running));
+}
+
 #[tokio::test]
 async fn a_frozen_plan_earns_nothing() {
     let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
