@@ -141,6 +141,8 @@ pub struct Inputs<'a> {
     pub verdict: Verdict,
     /// The guard's sentence.
     pub reason: &'a str,
+    /// Green breaks a limit, and blue does at the same time.
+    pub shared_cause: bool,
     /// Why the guard wants the plan to wait for somebody.
     pub pause: Option<&'a str>,
     /// Outcomes of green in this second; while it has no share, compared copies.
@@ -366,7 +368,7 @@ impl Run {
 
     fn stand_by(&mut self, inputs: &Inputs<'_>) -> (Wait, Option<Action>, bool) {
         // A quiet night is no reason to stand by longer; a green that is sick together with blue is.
-        if inputs.verdict == Verdict::Breach {
+        if inputs.shared_cause {
             return (Wait::Verdict(inputs.reason.to_owned()), None, false);
         }
         self.observed_seconds = self.observed_seconds.saturating_add(1);

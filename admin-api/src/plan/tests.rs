@@ -27,6 +27,7 @@ fn plan(steps: Vec<Step>) -> Plan {
 const WELL: Inputs<'_> = Inputs {
     verdict: Verdict::Pass,
     reason: "all is well",
+    shared_cause: false,
     pause: None,
     outcomes: 10,
     minimum: 20,
@@ -97,8 +98,10 @@ fn blue_stands_by_afterwards_also_through_a_quiet_night() {
     let mut play = Play::start(Plan { observe: Duration::from_secs(7), ..plan(vec![step(100.0, 2)]) });
     (0..3).for_each(|_| _ = play.second(&WELL));
     assert_eq!((play.run.state, play.run.current()), (State::Running, None));
-    let sick = Inputs { verdict: Verdict::Breach, ..WELL };
-    play.second(&sick);
+    let sick = Inputs { shared_cause: true, reason: "both are bad", ..UNKNOWN };
+    for _ in 0..3 {
+        assert_eq!(play.second(&sick).wait, Wait::Verdict("both are bad".to_owned()));
+    }
     assert_eq!(play.play(&UNKNOWN), 7);
     assert_eq!(play.run.state, State::Done);
 }

@@ -300,6 +300,25 @@ async fn who_goes_on_in_spite_of_the_guard_gets_on_and_is_asked_again_for_the_ne
 }
 
 #[tokio::test]
+async fn a_hot_standby_is_not_earned_while_both_arms_are_bad() {
+    let site = Site::with(Plan { observe: Duration::from_secs(1_000), ..plan(vec![step(50.0, 1)]) }).await;
+    site.pass_until("blue stands by", |run| run.observed_seconds > 3).await;
+    let bad = || {
+        site.plane.second("shop", (0, 50), (0, 50));
+        site.guardian.tick();
+    };
+    eventually("the cause is shared", || {
+        bad();
+        site.control.state("shop").unwrap().judgement.is_some_and(|judgement| judgement.shared_cause)
+    })
+    .await;
+    let before = site.run().observed_seconds;
+    (0..10).for_each(|_| bad());
+    assert_eq!((site.run().state, site.run().observed_seconds), (State::Running, before));
+    site.pass_until("both are well again", |run| run.observed_seconds > before + 3).await;
+}
+
+#[tokio::test]
 async fn a_frozen_plan_earns_nothing() {
     let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
     site.pass_until("it bakes", |run| run.healthy_seconds > 2).await;
