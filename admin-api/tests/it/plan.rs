@@ -300,6 +300,28 @@ async fn who_goes_on_in_spite_of_the_guard_gets_on_and_is_asked_again_for_the_ne
 }
 
 #[tokio::test]
+async fn a_plan_whose_guard_is_off_does_not_go_on() {
+    let site = Site::with(Plan { observe: Duration::from_secs(1_000), ..plan(vec![step(10.0, 10)]) }).await;
+    site.pass_until("it bakes", site.entered(0)).await;
+    let unguarded = config(vec![Route { guard: None, ..route("shop", "python", "go", 0.0) }]);
+    site.control.reload(unguarded.clone()).await.unwrap();
+    for wanted in [PlanChange::Resume, PlanChange::Skip] {
+        let refused = site.change(wanted).await.unwrap_err().to_string();
+        let expected = "route shop: its guard is off, so its plan cannot go on; \
+                        remove mode = \"off\" from [route.guard], or abort the plan";
+        assert_eq!(refused, expected);
+    }
+    assert_eq!(site.run().state, State::Paused);
+    site.control.reload(config(vec![route("shop", "python", "go", 0.0)])).await.unwrap();
+    site.change(PlanChange::Resume).await.unwrap();
+    site.pass_until("blue stands by", |run| run.current().is_none()).await;
+    site.control.reload(unguarded).await.unwrap();
+    assert!(matches!(site.change(PlanChange::Resume).await, Err(Refusal::Plan { .. })));
+    site.change(PlanChange::Skip).await.unwrap();
+    assert_eq!(site.run().state, State::Done);
+}
+
+#[tokio::test]
 async fn a_hot_standby_is_not_earned_while_both_arms_are_bad() {
     let site = Site::with(Plan { observe: Duration::from_secs(1_000), ..plan(vec![step(50.0, 1)]) }).await;
     site.pass_until("blue stands by", |run| run.observed_seconds > 3).await;
