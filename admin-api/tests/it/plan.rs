@@ -494,6 +494,25 @@ async fn a_wave_that_was_taken_back_holds_those_behind_it() {
 }
 
 #[tokio::test]
+async fn a_wave_that_was_raised_beyond_its_plan_lets_those_behind_it_begin() {
+    let mut gated = step(10.0, 1);
+    gated.gates.after = vec!["users".to_owned()];
+    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
+    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
+    let users = start(plan(vec![step(50.0, 1)]));
+    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
+    eventually("users are done", || {
+        site.plane.second("users", (50, 0), (50, 0));
+        site.second();
+        site.control.plan("users").unwrap().state == State::Done
+    })
+    .await;
+    site.control.set_split("users", split(80.0), &ann(), None).await.unwrap();
+    site.change(start(plan(vec![gated]))).await.unwrap();
+    site.pass_until("the shop follows", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
 async fn the_plan_of_every_route_in_breach_ends_before_any_incident_is_written() {
     let shop_and_users = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
     let site = Site::open(config(shop_and_users), Arc::<FakeStore>::default()).await;
