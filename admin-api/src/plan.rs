@@ -42,6 +42,10 @@ pub struct Run {
     pub approved: Option<Stamp>,
     /// Somebody has said that what this step waits for does not matter.
     pub waived: bool,
+    /// Somebody has let it go on although the guard wanted it to pause: in this step, as long as the guard says so
+    /// without a break.
+    #[serde(default)]
+    pub overruled: bool,
     pub started: Stamp,
     /// The last change of state or step.
     pub changed: Stamp,
@@ -137,6 +141,8 @@ pub struct Inputs<'a> {
     pub verdict: Verdict,
     /// The guard's sentence.
     pub reason: &'a str,
+    /// Green breaks a limit, and blue does at the same time.
+    pub shared_cause: bool,
     /// Why the guard wants the plan to wait for somebody.
     pub pause: Option<&'a str>,
     /// Outcomes of green in this second; while it has no share, compared copies.
@@ -243,6 +249,7 @@ impl Run {
             measured: Measured::default(),
             approved: None,
             waived: false,
+            overruled: false,
             started: stamp.clone(),
             changed: stamp,
         })
@@ -280,7 +287,8 @@ impl Run {
         if self.state != State::Running {
             return Ticked { wait: Wait::Time, action: None, progress: false };
         }
-        if let Some(reason) = inputs.pause {
+        self.overruled &= inputs.pause.is_some();
+        if let Some(reason) = inputs.pause.filter(|_| !self.overruled) {
             let action = Action::Pause { reason: reason.to_owned(), anew: false };
             return Ticked { wait: Wait::Verdict(reason.to_owned()), action: Some(action), progress: false };
         }
@@ -360,7 +368,7 @@ impl Run {
 
     fn stand_by(&mut self, inputs: &Inputs<'_>) -> (Wait, Option<Action>, bool) {
         // A quiet night is no reason to stand by longer; a green that is sick together with blue is.
-        if inputs.verdict == Verdict::Breach {
+        if inputs.shared_cause {
             return (Wait::Verdict(inputs.reason.to_owned()), None, false);
         }
         self.observed_seconds = self.observed_seconds.saturating_add(1);
@@ -376,6 +384,7 @@ impl Run {
 
     /// The step is done, or blue has stood by long enough.
     pub fn next(&mut self, stamp: Stamp) {
+        self.overruled = false;
         let standing_by = self.step >= self.plan.steps.len();
         if !standing_by {
             self.begin_step(self.step + 1, stamp.clone());
@@ -402,14 +411,14 @@ impl Run {
             self.begin_step(step, stamp.clone());
             self.waived = true;
         }
-        self.state = State::Running;
+        self.go_on();
         self.held_seconds = 0;
         self.changed = stamp;
     }
 
     /// What it waits for now does not matter.
     pub fn skip(&mut self, stamp: Stamp) {
-        self.state = State::Running;
+        self.go_on();
         self.waived = true;
         self.changed = stamp.clone();
         if self.current().is_none() {
@@ -431,6 +440,12 @@ impl Run {
     pub fn restarted(&mut self) {
         let Measured { throughput, p95_ratio, match_rate } = &mut self.measured;
         [throughput, p95_ratio, match_rate].into_iter().for_each(Mean::restarted);
+    }
+
+    /// Who lets a plan go on that paused has been told why it did.
+    fn go_on(&mut self) {
+        self.overruled |= self.state == State::Paused;
+        self.state = State::Running;
     }
 
     fn begin_step(&mut self, step: usize, stamp: Stamp) {

@@ -252,6 +252,7 @@ impl Signals {
     pub(crate) fn forget(&self, route: &str, now: Instant) {
         for (_, entry) in self.state.lock().entries.iter_mut().filter(|((other, _), _)| other == route) {
             entry.watch.forget(now);
+            entry.unrecorded = true;
         }
     }
 
@@ -323,7 +324,8 @@ impl Entry {
 
     fn row(&self, (route, name): &Key) -> Option<SignalRow> {
         let last = self.watch.last()?;
-        Some(SignalRow { route: route.clone(), name: name.clone(), value: last.value, at: rfc3339(last.utc) })
+        let at = self.watch.evidence().map(|heard| rfc3339(heard.utc)).unwrap_or_default();
+        Some(SignalRow { route: route.clone(), name: name.clone(), value: last.value, at })
     }
 
     fn view(&self, (route, name): &Key, now: Instant) -> SignalView {
@@ -348,7 +350,7 @@ impl Entry {
 }
 
 impl SignalRow {
-    /// `None`: it has no time that we can read.
+    /// `None`: it is no evidence any more, or has no time that we can read.
     fn parse(&self) -> Option<(f64, OffsetDateTime)> {
         let at = OffsetDateTime::parse(&self.at, &Rfc3339).ok()?;
         self.value.is_finite().then_some((self.value, at))

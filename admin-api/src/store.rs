@@ -143,7 +143,7 @@ pub struct SignalRow {
     pub name: String,
     /// Finite.
     pub value: f64,
-    /// RFC 3339.
+    /// RFC 3339. Empty: a reset has come since, and it is no evidence any more.
     pub at: String,
 }
 

@@ -226,7 +226,7 @@ pub(super) async fn pause(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or the route's guard is off", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -271,7 +271,7 @@ pub(super) async fn approve(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or the route's guard is off", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )

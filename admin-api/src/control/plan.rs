@@ -246,7 +246,8 @@ impl Control {
 
 /// Errors: the guard's last word is none to begin a step on. It may have been another one when that was decided.
 fn may_begin(route: &str, run: &Run, judgement: Option<&Judgement>) -> Result<(), Refusal> {
-    let passes = judgement.is_some_and(|judgement| judgement.verdict == Verdict::Pass && judgement.pause.is_none());
+    let goes_on = |judgement: &Judgement| judgement.pause.is_none() || run.overruled;
+    let passes = judgement.is_some_and(|judgement| judgement.verdict == Verdict::Pass && goes_on(judgement));
     if passes || run.waived || run.step == run.first {
         return Ok(());
     }
@@ -302,6 +303,14 @@ fn steered(
         };
     }
     let Some(mut run) = known else { return refused("has no plan that goes on", "start one first") };
+    // Who skips a hot standby ends the plan.
+    let goes_on = matches!(wanted, PlanChange::Resume) || matches!(wanted, PlanChange::Skip if run.current().is_some());
+    if goes_on && configured.is_none_or(|route| route.guard.is_none()) {
+        return refused(
+            "its guard is off, so its plan cannot go on",
+            "remove mode = \"off\" from [route.guard], or abort the plan",
+        );
+    }
     match wanted {
         PlanChange::Start(_) => {}
         PlanChange::Pause if run.state == State::Paused => return Ok(None),

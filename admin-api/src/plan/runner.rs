@@ -47,6 +47,7 @@ impl Planner {
         let inputs = Inputs {
             verdict: judgement.verdict,
             reason: &judgement.reason,
+            shared_cause: judgement.shared_cause,
             pause: judgement.pause.as_deref(),
             outcomes: second.green.judged(),
             minimum: watched.policy.min_requests,

@@ -27,6 +27,7 @@ fn plan(steps: Vec<Step>) -> Plan {
 const WELL: Inputs<'_> = Inputs {
     verdict: Verdict::Pass,
     reason: "all is well",
+    shared_cause: false,
     pause: None,
     outcomes: 10,
     minimum: 20,
@@ -97,8 +98,10 @@ fn blue_stands_by_afterwards_also_through_a_quiet_night() {
     let mut play = Play::start(Plan { observe: Duration::from_secs(7), ..plan(vec![step(100.0, 2)]) });
     (0..3).for_each(|_| _ = play.second(&WELL));
     assert_eq!((play.run.state, play.run.current()), (State::Running, None));
-    let sick = Inputs { verdict: Verdict::Breach, ..WELL };
-    play.second(&sick);
+    let sick = Inputs { shared_cause: true, reason: "both are bad", ..UNKNOWN };
+    for _ in 0..3 {
+        assert_eq!(play.second(&sick).wait, Wait::Verdict("both are bad".to_owned()));
+    }
     assert_eq!(play.play(&UNKNOWN), 7);
     assert_eq!(play.run.state, State::Done);
 }
@@ -154,6 +157,35 @@ fn a_limit_to_pause_at_pauses() {
     play.run.resume(play.live, stamp(""));
     assert_eq!(play.play(&WELL), 3);
     assert_eq!(play.run.state, State::Done);
+}
+
+#[test]
+fn who_goes_on_in_spite_of_a_pause_gets_on_with_that_step() {
+    let mut play = Play::start(plan(vec![step(10.0, 5), step(50.0, 5)]));
+    let told = |reason| Inputs { pause: Some(reason), ..WELL };
+    (0..3).for_each(|_| _ = play.second(&WELL));
+    play.second(&told("green failed 2 %"));
+    play.run.resume(play.live, stamp("that is the noise of a test"));
+    (0..3).for_each(|_| _ = play.second(&told("green failed 3 %")));
+    assert_eq!((play.run.state, play.run.step), (State::Running, 1), "its figures may change");
+    play.second(&told("green failed 2 %"));
+    assert_eq!((play.run.state, &play.entered[..]), (State::Paused, &[10.0][..]), "but not with a higher share");
+    play.run.skip(stamp("still that"));
+    (0..3).for_each(|_| _ = play.second(&told("green failed 2 %")));
+    assert_eq!((play.run.state, play.run.healthy_seconds, &play.entered[..]), (State::Running, 2, &[10.0, 50.0][..]));
+    play.second(&WELL);
+    play.second(&told("green failed 2 %"));
+    assert_eq!(play.run.state, State::Paused, "what was over and comes back is news");
+
+    // Nothing to go on in spite of: whatever comes is news.
+    play.run.resume(play.live, stamp(""));
+    play.second(&WELL);
+    play.run.skip(stamp("seen enough"));
+    play.second(&told("green failed 2 %"));
+    assert_eq!((play.run.state, play.run.step), (State::Paused, 1));
+    play.run.resume(play.live, stamp(""));
+    play.second(&told("green failed 2 %"));
+    assert_eq!(play.run.state, State::Done, "it is skipped all the same");
 }
 
 #[test]

@@ -140,6 +140,28 @@ fn a_reload_keeps_what_stays() {
 }
 
 #[test]
+fn what_was_forgotten_stays_so_over_a_restart_and_a_reload() {
+    let now = start();
+    let text = format!("{LAG}{MEMORY}");
+    let before = signals(&text, Vec::new(), now);
+    before.push("shop", "lag", 11.0, None, now).unwrap();
+    before.push("shop", "memory", 1.0, None, now).unwrap();
+    before.written(&before.unrecorded());
+    before.forget("shop", later(now, 1).instant);
+    before.push("shop", "memory", 2.0, None, later(now, 2)).unwrap();
+    let recorded = before.unrecorded();
+    let expected = [("lag".to_owned(), Verdict::Unknown), ("memory".to_owned(), Verdict::Pass)];
+    let after = signals(&text, recorded.clone(), later(now, 3));
+    assert_eq!(verdicts(&after, later(now, 3)), expected, "{recorded:?}");
+    before.written(&recorded);
+    assert_eq!(before.unrecorded(), []);
+
+    before.follow(&config(""), later(now, 3));
+    before.follow(&config(&text), later(now, 4));
+    assert_eq!(verdicts(&before, later(now, 4)), expected);
+}
+
+#[test]
 fn a_scrape_that_fails_says_why_and_changes_nothing() {
     let now = start();
     let scrape = "[route.signal.scrape]\nurl = \"http://a/\"\nmetric = \"lag\"\n";

@@ -91,14 +91,19 @@ impl Watch {
         self.last.as_ref()
     }
 
+    /// The last value, unless it was forgotten.
+    pub(super) fn evidence(&self) -> Option<&Heard> {
+        self.last().filter(|last| last.at >= self.began)
+    }
+
     /// What it says now. `name`: of the signal.
     pub(super) fn reading(&self, name: &str, now: Instant) -> SignalReading {
-        let heard = self.last.filter(|last| last.at >= self.began);
+        let heard = self.evidence();
         let since = heard.map_or(self.silent_since, |heard| heard.at.max(self.silent_since));
         let quiet = now.saturating_duration_since(since);
         let is_fresh = |heard: &Heard| now.saturating_duration_since(heard.at) <= self.expect_every;
         let (verdict, evidence, reason) = match heard {
-            Some(heard) if is_fresh(&heard) => self.judge(name, &heard),
+            Some(heard) if is_fresh(heard) => self.judge(name, heard),
             _ if quiet > self.expect_every => self.silence(name, quiet),
             _ if self.silent == Silent::Ignore => {
                 (Verdict::Pass, 0.0, format!("{name} has no value yet, which is ignored"))

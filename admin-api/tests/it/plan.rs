@@ -266,6 +266,80 @@ async fn a_restart_goes_on_and_a_guard_that_is_gone_pauses() {
     assert_eq!(site.live(), 10.0);
 }
 
+/// A shop whose plans pause when green fails more than 1 %.
+fn pausing_at_one_per_cent() -> Arc<Config> {
+    let pause = config::PauseLimits { max_error_rate: Some(0.01), ..config::PauseLimits::default() };
+    let guard = config::Guard { max_error_rate: 0.5, pause, ..config::Guard::default() };
+    config(vec![Route { guard: Some(guard), ..route("shop", "python", "go", 0.0) }])
+}
+
+#[tokio::test]
+async fn who_goes_on_in_spite_of_the_guard_gets_on_and_is_asked_again_for_the_next_share() {
+    let site = Site::open(pausing_at_one_per_cent(), Arc::<FakeStore>::default()).await;
+    site.change(start(plan(vec![step(10.0, 1_000), step(50.0, 1_000)]))).await.unwrap();
+    site.pass_until("the first step", site.entered(0)).await;
+    let bad_until = async |what: &str, condition: &dyn Fn(&Run) -> bool| {
+        eventually(what, || {
+            site.plane.second("shop", (50, 0), (45, 5));
+            site.guardian.tick();
+            condition(&site.run())
+        })
+        .await;
+    };
+    bad_until("it pauses", &|run| run.state == State::Paused).await;
+    let baked = site.run().healthy_seconds;
+    site.change(PlanChange::Resume).await.unwrap();
+    bad_until("it bakes on", &|run| run.healthy_seconds > baked + 3).await;
+    assert_eq!(site.run().state, State::Running);
+    site.change(PlanChange::Skip).await.unwrap();
+    bad_until("it pauses before the next step", &|run| run.step == 1 && run.state == State::Paused).await;
+    assert_eq!(site.live(), 10.0);
+    site.change(PlanChange::Skip).await.unwrap();
+    bad_until("the next step begins, and bakes", &|run| run.entered && run.healthy_seconds > 3).await;
+    assert_eq!((site.live(), site.run().state), (50.0, State::Running));
+}
+
+#[tokio::test]
+async fn a_plan_whose_guard_is_off_does_not_go_on() {
+    let site = Site::with(Plan { observe: Duration::from_secs(1_000), ..plan(vec![step(10.0, 10)]) }).await;
+    site.pass_until("it bakes", site.entered(0)).await;
+    let unguarded = config(vec![Route { guard: None, ..route("shop", "python", "go", 0.0) }]);
+    site.control.reload(unguarded.clone()).await.unwrap();
+    for wanted in [PlanChange::Resume, PlanChange::Skip] {
+        let refused = site.change(wanted).await.unwrap_err().to_string();
+        let expected = "route shop: its guard is off, so its plan cannot go on; \
+                        remove mode = \"off\" from [route.guard], or abort the plan";
+        assert_eq!(refused, expected);
+    }
+    assert_eq!(site.run().state, State::Paused);
+    site.control.reload(config(vec![route("shop", "python", "go", 0.0)])).await.unwrap();
+    site.change(PlanChange::Resume).await.unwrap();
+    site.pass_until("blue stands by", |run| run.current().is_none()).await;
+    site.control.reload(unguarded).await.unwrap();
+    assert!(matches!(site.change(PlanChange::Resume).await, Err(Refusal::Plan { .. })));
+    site.change(PlanChange::Skip).await.unwrap();
+    assert_eq!(site.run().state, State::Done);
+}
+
+#[tokio::test]
+async fn a_hot_standby_is_not_earned_while_both_arms_are_bad() {
+    let site = Site::with(Plan { observe: Duration::from_secs(1_000), ..plan(vec![step(50.0, 1)]) }).await;
+    site.pass_until("blue stands by", |run| run.observed_seconds > 3).await;
+    let bad = || {
+        site.plane.second("shop", (0, 50), (0, 50));
+        site.guardian.tick();
+    };
+    eventually("the cause is shared", || {
+        bad();
+        site.control.state("shop").unwrap().judgement.is_some_and(|judgement| judgement.shared_cause)
+    })
+    .await;
+    let before = site.run().observed_seconds;
+    (0..10).for_each(|_| bad());
+    assert_eq!((site.run().state, site.run().observed_seconds), (State::Running, before));
+    site.pass_until("both are well again", |run| run.observed_seconds > before + 3).await;
+}
+
 #[tokio::test]
 async fn a_frozen_plan_earns_nothing() {
     let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
@@ -416,6 +490,25 @@ async fn a_wave_that_was_taken_back_holds_those_behind_it() {
     site.control.reset("users", "mended", &ann(), None).await.unwrap();
     assert_eq!(waits(), expected, "at 0");
     site.control.set_split("users", split(50.0), &ann(), None).await.unwrap();
+    site.pass_until("the shop follows", |run| run.state == State::Done).await;
+}
+
+#[tokio::test]
+async fn a_wave_that_was_raised_beyond_its_plan_lets_those_behind_it_begin() {
+    let mut gated = step(10.0, 1);
+    gated.gates.after = vec!["users".to_owned()];
+    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
+    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
+    let users = start(plan(vec![step(50.0, 1)]));
+    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
+    eventually("users are done", || {
+        site.plane.second("users", (50, 0), (50, 0));
+        site.second();
+        site.control.plan("users").unwrap().state == State::Done
+    })
+    .await;
+    site.control.set_split("users", split(80.0), &ann(), None).await.unwrap();
+    site.change(start(plan(vec![gated]))).await.unwrap();
     site.pass_until("the shop follows", |run| run.state == State::Done).await;
 }
 

@@ -205,3 +205,39 @@ async fn the_last_values_outlive_the_process() {
     let view = control.signals().views(None, tokio::time::Instant::now()).remove(0);
     assert_eq!((view.value, view.reason.as_str()), (Some(17.0), "lag is 17, not above 1000"));
 }
+
+#[tokio::test]
+async fn what_a_reset_has_dropped_takes_no_green_off_after_a_restart() {
+    let (config, store) = (watching(LAG), Arc::new(FakeStore::default()));
+    let open = async || {
+        let plane = Arc::new(FakePlane::default());
+        let control = Control::open(config.clone(), store.clone(), plane.clone()).await.unwrap();
+        (Guardian::new(control.clone()), control, plane)
+    };
+    let (guardian, control, plane) = open().await;
+    let second = |guardian: &Guardian, plane: &FakePlane| {
+        plane.second("shop", (50, 0), (50, 0));
+        guardian.tick();
+    };
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    control.signals().push("shop", "lag", 1500.0, None, admin_api::Moment::now()).unwrap();
+    eventually("it trips", || {
+        second(&guardian, &plane);
+        plane.live("shop").latched
+    })
+    .await;
+    control.flush().await.unwrap();
+    control.reset("shop", "mended", &ann(), None).await.unwrap();
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    drop((guardian, control));
+
+    let (guardian, control, plane) = open().await;
+    (0..5).for_each(|_| second(&guardian, &plane));
+    assert_eq!(plane.live("shop").split, split(10.0));
+    control.signals().push("shop", "lag", 1500.0, None, admin_api::Moment::now()).unwrap();
+    eventually("a new value trips it", || {
+        second(&guardian, &plane);
+        plane.live("shop").latched
+    })
+    .await;
+}

@@ -48,6 +48,7 @@ fn plan() -> Run {
         measured: Measured::default(),
         approved: Some(stamp.clone()),
         waived: false,
+        overruled: false,
         started: stamp.clone(),
         changed: stamp,
     }
