@@ -181,9 +181,6 @@ const RECENT_SECONDS: usize = 60;
 /// client.
 const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
-/// Seconds after which what blue was like is no measure any more.
-const OUT_OF_DATE: u64 = 3_600;
-
 /// The share of unanswered requests that is allowed where it is not known what is usual.
 const NEARLY_ALL: f64 = 0.95;
 
@@ -390,8 +387,7 @@ impl Engine {
     /// time of day and no fault of green's.
     fn is_out_of_date(&self, ruling: &Ruling) -> bool {
         let compares = matches!(ruling.what, What::FailedMore | What::Slow(_));
-        let age = self.baseline.report().age_seconds.unwrap_or_default();
-        compares && age > OUT_OF_DATE.max(self.policy.baseline.as_secs())
+        compares && self.baseline.is_out_of_date()
     }
 
     fn evidence(&self, ruling: &Ruling) -> (Evidence, Finding) {

@@ -102,7 +102,11 @@ pub(super) enum Finding {
 impl Rule {
     pub(super) fn tick(&mut self, seen: &Seen<'_>) {
         self.recent.push(seen.green, seen.allowed);
-        let Some(allowed) = seen.allowed else { return };
+        let Some(allowed) = seen.allowed else {
+            // What spoke against green did so by a measure that is none any more.
+            (self.cusum, self.excursion) = (Cusum::default(), Excursion::default());
+            return;
+        };
         self.cusum.add(seen.green, allowed);
         if self.cusum.is_zero() {
             self.excursion = Excursion::default();

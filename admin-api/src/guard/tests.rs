@@ -502,3 +502,17 @@ fn what_blue_was_like_hours_ago_takes_nothing_off_but_somebody_is_told() {
     assert!(watched.judgement().pause.as_ref().is_some_and(|why| why.ends_with("1 h ago: not tripped")));
     assert!(watched.until_breach(ok(0), failing(50, 50), 10).is_some(), "a limit of its own needs no blue");
 }
+
+#[test]
+fn a_stray_answer_of_blue_does_not_make_what_it_was_like_hours_ago_a_measure_again() {
+    let mut watched = warm(Guard::default());
+    watched.seconds(4_000, ok(0), ok(50));
+    watched.seconds(60, ok(0), taking(60_000));
+    for _ in 0..3 {
+        assert_ne!(watched.second(ok(1), taking(60_000)), Verdict::Breach, "{}", watched.judgement().reason);
+        assert_eq!(watched.until_breach(ok(0), taking(60_000), 60), None, "{}", watched.judgement().reason);
+    }
+    assert_eq!(watched.judgement().baseline.outcomes, 3, "what is older than the hour is gone");
+    // Blue is back, and takes as long as green: what spoke against green then is nothing now.
+    assert_eq!(watched.until_breach(taking(60_000), taking(60_000), 60), None, "{}", watched.judgement().reason);
+}
