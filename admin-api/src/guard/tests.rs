@@ -516,3 +516,28 @@ fn a_stray_answer_of_blue_does_not_make_what_it_was_like_hours_ago_a_measure_aga
     // Blue is back, and takes as long as green: what spoke against green then is nothing now.
     assert_eq!(watched.until_breach(taking(60_000), taking(60_000), 60), None, "{}", watched.judgement().reason);
 }
+
+#[test]
+fn a_green_with_a_request_a_minute_trips_as_well() {
+    let unreachable = Did { unreachable: 1, ..ok(0) };
+    for (name, blue, green) in
+        [("fails", ok(1), failing(1, 1)), ("fails alone", ok(0), failing(1, 1)), ("unreachable", ok(1), unreachable)]
+    {
+        let mut watched = Watched::by(Guard::default());
+        let minutes = (1..=30).find(|_| {
+            watched.seconds(59, blue, ok(0));
+            watched.second(blue, green) == Verdict::Breach
+        });
+        assert!(minutes.is_some_and(|minutes| minutes <= 10), "{name}: {}", watched.judgement().reason);
+    }
+}
+
+#[test]
+fn a_long_outage_of_both_is_shared_also_where_blue_has_next_to_no_traffic() {
+    let mut watched = Watched::by(Guard::default());
+    for at in 0..3_600 {
+        let blue = if at % 150 == 0 { failing(1, 1) } else { ok(0) };
+        assert_ne!(watched.second(blue, failing(50, 50)), Verdict::Breach, "second {at}");
+    }
+    assert!(watched.judgement().shared_cause);
+}
