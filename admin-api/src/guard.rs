@@ -69,6 +69,8 @@ pub struct Engine {
     latencies: u64,
     /// Seconds since green last had an outcome.
     silence: u64,
+    /// Whether green has ever answered well.
+    answered: bool,
 }
 
 /// A rule as it is configured.
@@ -181,7 +183,7 @@ const RECENT_SECONDS: usize = 60;
 /// client.
 const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
-/// The share of unanswered requests that is allowed where it is not known what is usual.
+/// The share of unanswered requests that is allowed where it is not known what is usual, and green has answered none well.
 const NEARLY_ALL: f64 = 0.95;
 
 /// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
@@ -200,6 +202,7 @@ impl Engine {
             since_raise: Sums::default(),
             latencies: 0,
             silence: 0,
+            answered: false,
         }
     }
 
@@ -260,6 +263,7 @@ impl Engine {
         self.learn(second);
         self.look_up_what_is_slow();
         self.silence = if second.green.judged() + mirror.pairs > 0 { 0 } else { self.silence + 1 };
+        self.answered |= second.green.count(Outcome::Ok) > 0;
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in &mut rulings {
             let allowed = self.allowed(ruling);
@@ -310,12 +314,13 @@ impl Engine {
             What::Slow(quantile) => ruling.slow_us.map(|_| quantile.tail()),
             What::Overdue => {
                 let usual = overdue(self.baseline.tally());
-                let Some(answered) = usual.share().map(|overdue| 1.0 - overdue) else {
-                    // Nobody knows how long answers take: but for some they come.
-                    return Some(NEARLY_ALL);
-                };
-                // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
-                (usual.of >= self.policy.min_requests && answered >= 0.5).then_some(1.0 - ruling.limit * answered)
+                match usual.share().filter(|_| usual.of >= self.policy.min_requests) {
+                    // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
+                    Some(overdue) if overdue > 0.5 => None,
+                    Some(overdue) => Some(1.0 - ruling.limit * (1.0 - overdue)),
+                    // Nobody knows how long answers take. As long as none has come, they do not come at all.
+                    None => (!self.answered).then_some(NEARLY_ALL),
+                }
             }
             What::Mismatched => Some(1.0 - ruling.limit),
             What::Declined => usual(declined).map(|usual| usual + ruling.limit).filter(|share| *share < 1.0),

@@ -541,3 +541,25 @@ fn a_long_outage_of_both_is_shared_also_where_blue_has_next_to_no_traffic() {
     }
     assert!(watched.judgement().shared_cause);
 }
+
+#[test]
+fn long_polls_that_are_answered_in_the_end_trip_nothing_while_nothing_is_known_of_blue() {
+    let mut watched = Watched::by(Guard::default());
+    let polls = Did { overdue: 49, ..ok(50) };
+    assert_eq!(watched.until_breach(ok(0), polls, 300), None, "{}", watched.judgement().reason);
+}
+
+#[test]
+fn a_blue_of_which_little_is_known_leaves_no_gap_for_a_green_that_answers_nothing() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(10, ok(1), ok(0));
+    let silent = Did { overdue: 50, ..ok(0) };
+    let seconds = (1..=30).find(|_| {
+        let mut green = tally(silent, 0);
+        (green.dispatched, green.due) = (50, 50);
+        let second = Second { at: watched.at, green, ..Second::default() };
+        watched.at += 1;
+        watched.engine.tick(&Arc::new(second), &Surroundings::default()).verdict == Verdict::Breach
+    });
+    assert!(seconds.is_some(), "never");
+}
