@@ -130,7 +130,7 @@ enum Consequence {
     Trip,
     /// A plan waits.
     Pause,
-    /// There is no `pass`. Clients differ and may be wrong.
+    /// There is no `pass`, a plan waits, and somebody is told. Clients differ and may be wrong.
     Doubt,
 }
 
@@ -351,7 +351,7 @@ impl Engine {
             match (ruling.consequence, finding) {
                 (Consequence::Trip, Finding::Shared) => shared_cause = true,
                 // Nothing is taken off for it, but a person should know.
-                (Consequence::Trip, Finding::FewKeys) => {
+                (Consequence::Trip, Finding::FewKeys) | (Consequence::Doubt, Finding::Breach) => {
                     pause.get_or_insert_with(|| evidence.reason.clone());
                 }
                 (Consequence::Trip, Finding::Breach) if self.is_out_of_date(ruling) => {

@@ -563,3 +563,14 @@ fn a_blue_of_which_little_is_known_leaves_no_gap_for_a_green_that_answers_nothin
     });
     assert!(seconds.is_some(), "never");
 }
+
+#[test]
+fn somebody_is_told_of_a_green_that_turns_everybody_away() {
+    let away = Did { declined: 50, ..ok(0) };
+    let mut watched = warm(Guard::default());
+    assert_eq!(watched.until_breach(ok(50), away, 60), None);
+    assert!(watched.judgement().pause.as_ref().is_some_and(|why| why.starts_with("green declined")));
+    let mut watched = warm(Guard::default());
+    watched.seconds(60, away, away);
+    assert_eq!(watched.judgement().pause, None, "blue does so, too");
+}
