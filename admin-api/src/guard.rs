@@ -65,12 +65,19 @@ pub struct Engine {
     recent: Recent,
     /// Since the split last rose.
     since_raise: Sums,
-    /// Blue's latencies when it was last looked up what is slow.
-    latencies: u64,
+    /// What the baseline was when it was last looked up what is slow.
+    looked_up: LookedUp,
     /// Seconds since green last had an outcome.
     silence: u64,
     /// Whether green has ever answered well.
     answered: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LookedUp {
+    latencies: u64,
+    /// See [`Baseline::newest`].
+    newest: Option<u64>,
 }
 
 /// A rule as it is configured.
@@ -200,7 +207,7 @@ impl Engine {
             baseline: Baseline::new(policy.baseline.as_secs()),
             recent: Recent::default(),
             since_raise: Sums::default(),
-            latencies: 0,
+            looked_up: LookedUp::default(),
             silence: 0,
             answered: false,
         }
@@ -218,7 +225,7 @@ impl Engine {
             }
         }
         self.baseline.of_the_last(policy.baseline.as_secs());
-        self.latencies = 0;
+        self.looked_up = LookedUp::default();
         (self.rulings, self.policy) = (rulings, *policy);
     }
 
@@ -289,13 +296,15 @@ impl Engine {
         self.rulings.iter().any(|ruling| ruling.consequence == Consequence::Trip && ruling.rule.evidence() >= 1.0)
     }
 
-    /// What is usual for blue hardly changes from one second to the next, and takes a while to look up.
+    /// What is usual for blue hardly changes from one second to the next, and takes a while to look up. With every ten
+    /// seconds old latencies may have made room for as many new ones.
     fn look_up_what_is_slow(&mut self) {
-        let latencies = self.baseline.tally().latency_us.len();
-        if latencies.abs_diff(self.latencies) <= self.latencies / 100 {
+        let (latencies, newest) = (self.baseline.tally().latency_us.len(), self.baseline.newest());
+        let LookedUp { latencies: before, newest: last } = self.looked_up;
+        if newest == last && latencies.abs_diff(before) <= before / 100 {
             return;
         }
-        self.latencies = latencies;
+        self.looked_up = LookedUp { latencies, newest };
         for ruling in &mut self.rulings {
             if let What::Slow(quantile) = ruling.what {
                 let usual = self.baseline.quantile_at_most_us(quantile.tail());

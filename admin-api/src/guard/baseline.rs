@@ -112,6 +112,11 @@ impl Baseline {
         }
     }
 
+    /// The second since which the newest counts are put together.
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.slabs.back().map(|slab| slab.since)
+    }
+
     pub(super) fn tally(&self) -> &Tally {
         &self.sum
     }

@@ -574,3 +574,14 @@ fn somebody_is_told_of_a_green_that_turns_everybody_away() {
     watched.seconds(60, away, away);
     assert_eq!(watched.judgement().pause, None, "blue does so, too");
 }
+
+#[test]
+fn what_is_slow_follows_a_thin_blue() {
+    let mut watched = Watched::by(Guard::default());
+    let blue = |latency_us| Did { latency_us, ..ok(1) };
+    watched.seconds(1_500, blue(10_000), ok(0));
+    let before = watched.rule("p95_ratio").threshold_ms.unwrap();
+    watched.seconds(1_500, blue(50_000), ok(0));
+    let after = watched.rule("p95_ratio").threshold_ms.unwrap();
+    assert!(after > 4.0 * before, "{before} ms, then {after} ms");
+}
