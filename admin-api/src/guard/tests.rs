@@ -61,7 +61,7 @@ impl Watched {
 
     fn second(&mut self, blue: Did, green: Did) -> Verdict {
         let (blue, green) = (tally(blue, self.at), tally(green, self.at));
-        let second = Arc::new(Second { at: self.at, blue, green, placebo: Tally::default() });
+        let second = Arc::new(Second { at: self.at, blue, green, ..Second::default() });
         self.at += 1;
         let judgement = self.engine.tick(&second, &self.surroundings);
         let verdict = judgement.verdict;
@@ -226,7 +226,7 @@ fn one_or_two_broken_clients_trip_nothing_and_three_do() {
             green.failed_keys.count(1_000 + n);
         }
         let blue = tally(ok(50), 0);
-        let second = Second { at: watched.at, blue, green, placebo: Tally::default() };
+        let second = Second { at: watched.at, blue, green, ..Second::default() };
         watched.at += 1;
         let judgement = watched.engine.tick(&Arc::new(second), &Surroundings::default());
         assert_ne!(judgement.verdict, Verdict::Breach, "{}", judgement.reason);
@@ -241,8 +241,7 @@ fn a_green_that_leaves_requests_waiting_trips_by_its_throughput() {
     let mut waiting = tally(silent, 0);
     (waiting.dispatched, waiting.due) = (50, 50);
     let seconds = (1..=10).find(|_| {
-        let second =
-            Second { at: watched.at, blue: tally(ok(50), 0), green: waiting.clone(), placebo: Tally::default() };
+        let second = Second { at: watched.at, blue: tally(ok(50), 0), green: waiting.clone(), ..Second::default() };
         watched.at += 1;
         let judgement = watched.engine.tick(&Arc::new(second), &Surroundings::default());
         watched.last = Some(judgement);
@@ -414,7 +413,7 @@ fn nothing_good_ever_trips_and_nothing_at_all_panics() {
                 tally.failed_keys.count(any(5));
                 tally
             };
-            let second = Second { at: at * (1 + seed % 3), blue: arm(), green: arm(), placebo: Tally::default() };
+            let second = Second { at: at * (1 + seed % 3), blue: arm(), green: arm(), ..Second::default() };
             let pairs = Some(MirrorSecond { pairs: any(9), mismatches: any(99) });
             let judgement =
                 wild.engine.tick(&Arc::new(second), &Surroundings { mirror: pairs, ..Surroundings::default() });
