@@ -65,10 +65,19 @@ pub struct Engine {
     recent: Recent,
     /// Since the split last rose.
     since_raise: Sums,
-    /// Blue's latencies when it was last looked up what is slow.
-    latencies: u64,
+    /// What the baseline was when it was last looked up what is slow.
+    looked_up: LookedUp,
     /// Seconds since green last had an outcome.
     silence: u64,
+    /// Whether green has ever answered well.
+    answered: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LookedUp {
+    latencies: u64,
+    /// See [`Baseline::newest`].
+    newest: Option<u64>,
 }
 
 /// A rule as it is configured.
@@ -128,7 +137,7 @@ enum Consequence {
     Trip,
     /// A plan waits.
     Pause,
-    /// There is no `pass`. Clients differ and may be wrong.
+    /// There is no `pass`, a plan waits, and somebody is told. Clients differ and may be wrong.
     Doubt,
 }
 
@@ -181,10 +190,7 @@ const RECENT_SECONDS: usize = 60;
 /// client.
 const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
-/// Seconds after which what blue was like is no measure any more.
-const OUT_OF_DATE: u64 = 3_600;
-
-/// The share of unanswered requests that is allowed where it is not known what is usual.
+/// The share of unanswered requests that is allowed where it is not known what is usual, and green has answered none well.
 const NEARLY_ALL: f64 = 0.95;
 
 /// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
@@ -201,8 +207,9 @@ impl Engine {
             baseline: Baseline::new(policy.baseline.as_secs()),
             recent: Recent::default(),
             since_raise: Sums::default(),
-            latencies: 0,
+            looked_up: LookedUp::default(),
             silence: 0,
+            answered: false,
         }
     }
 
@@ -218,7 +225,7 @@ impl Engine {
             }
         }
         self.baseline.of_the_last(policy.baseline.as_secs());
-        self.latencies = 0;
+        self.looked_up = LookedUp::default();
         (self.rulings, self.policy) = (rulings, *policy);
     }
 
@@ -263,6 +270,7 @@ impl Engine {
         self.learn(second);
         self.look_up_what_is_slow();
         self.silence = if second.green.judged() + mirror.pairs > 0 { 0 } else { self.silence + 1 };
+        self.answered |= second.green.count(Outcome::Ok) > 0;
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in &mut rulings {
             let allowed = self.allowed(ruling);
@@ -288,13 +296,15 @@ impl Engine {
         self.rulings.iter().any(|ruling| ruling.consequence == Consequence::Trip && ruling.rule.evidence() >= 1.0)
     }
 
-    /// What is usual for blue hardly changes from one second to the next, and takes a while to look up.
+    /// What is usual for blue hardly changes from one second to the next, and takes a while to look up. With every ten
+    /// seconds old latencies may have made room for as many new ones.
     fn look_up_what_is_slow(&mut self) {
-        let latencies = self.baseline.tally().latency_us.len();
-        if latencies.abs_diff(self.latencies) <= self.latencies / 100 {
+        let (latencies, newest) = (self.baseline.tally().latency_us.len(), self.baseline.newest());
+        let LookedUp { latencies: before, newest: last } = self.looked_up;
+        if newest == last && latencies.abs_diff(before) <= before / 100 {
             return;
         }
-        self.latencies = latencies;
+        self.looked_up = LookedUp { latencies, newest };
         for ruling in &mut self.rulings {
             if let What::Slow(quantile) = ruling.what {
                 let usual = self.baseline.quantile_at_most_us(quantile.tail());
@@ -313,12 +323,13 @@ impl Engine {
             What::Slow(quantile) => ruling.slow_us.map(|_| quantile.tail()),
             What::Overdue => {
                 let usual = overdue(self.baseline.tally());
-                let Some(answered) = usual.share().map(|overdue| 1.0 - overdue) else {
-                    // Nobody knows how long answers take: but for some they come.
-                    return Some(NEARLY_ALL);
-                };
-                // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
-                (usual.of >= self.policy.min_requests && answered >= 0.5).then_some(1.0 - ruling.limit * answered)
+                match usual.share().filter(|_| usual.of >= self.policy.min_requests) {
+                    // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
+                    Some(overdue) if overdue > 0.5 => None,
+                    Some(overdue) => Some(1.0 - ruling.limit * (1.0 - overdue)),
+                    // Nobody knows how long answers take. As long as none has come, they do not come at all.
+                    None => (!self.answered).then_some(NEARLY_ALL),
+                }
             }
             What::Mismatched => Some(1.0 - ruling.limit),
             What::Declined => usual(declined).map(|usual| usual + ruling.limit).filter(|share| *share < 1.0),
@@ -349,7 +360,7 @@ impl Engine {
             match (ruling.consequence, finding) {
                 (Consequence::Trip, Finding::Shared) => shared_cause = true,
                 // Nothing is taken off for it, but a person should know.
-                (Consequence::Trip, Finding::FewKeys) => {
+                (Consequence::Trip, Finding::FewKeys) | (Consequence::Doubt, Finding::Breach) => {
                     pause.get_or_insert_with(|| evidence.reason.clone());
                 }
                 (Consequence::Trip, Finding::Breach) if self.is_out_of_date(ruling) => {
@@ -390,8 +401,7 @@ impl Engine {
     /// time of day and no fault of green's.
     fn is_out_of_date(&self, ruling: &Ruling) -> bool {
         let compares = matches!(ruling.what, What::FailedMore | What::Slow(_));
-        let age = self.baseline.report().age_seconds.unwrap_or_default();
-        compares && age > OUT_OF_DATE.max(self.policy.baseline.as_secs())
+        compares && self.baseline.is_out_of_date()
     }
 
     fn evidence(&self, ruling: &Ruling) -> (Evidence, Finding) {

@@ -80,7 +80,7 @@ impl Watch {
         }
         let mut rest = second.blue.clone();
         rest.take_away(&second.placebo);
-        let arms = Second { at: second.at, blue: rest, green: second.placebo.clone(), placebo: Tally::default() };
+        let arms = Second { at: second.at, blue: rest, green: second.placebo.clone(), ..Second::default() };
         let judgement = self.placebo.tick(&Arc::new(arms), &Surroundings::default());
         self.report.seconds += 1;
         self.report.evidence = judgement.rules.iter().map(|rule| rule.evidence).fold(0.0, f64::max);
@@ -139,6 +139,7 @@ impl Guardian {
         let route = &watched.route;
         for second in self.control.plane().seconds(route, watch.seen) {
             watch.seen = Some(second.at);
+            let second = divided(second);
             if watched.after.max(watch.since).is_some_and(|after| second.at <= after) {
                 watch.engine.learn(&second);
                 continue;
@@ -181,7 +182,23 @@ fn in_parallel(at: u64, mirror: &MirrorObservation) -> Second {
         (tally.due, tally.overdue) = (tally.judged(), tally.failures() - tally.count(Outcome::Refused));
         tally
     };
-    Second { at, blue: side(&mirror.blue), green: side(&mirror.green), placebo: Tally::default() }
+    Second { at, blue: side(&mirror.blue), green: side(&mirror.green), ..Second::default() }
+}
+
+/// Without those of blue's callers whom the split did not send there.
+fn divided(second: Arc<Second>) -> Arc<Second> {
+    if second.unsplit.dispatched + second.unsplit.judged() + second.unsplit.due == 0 {
+        return second;
+    }
+    let mut blue = second.blue.clone();
+    blue.take_away(&second.unsplit);
+    Arc::new(Second {
+        at: second.at,
+        blue,
+        green: second.green.clone(),
+        placebo: second.placebo.clone(),
+        unsplit: Tally::default(),
+    })
 }
 
 /// How often it is looked for a second that is over: a trip comes at most this much later.
@@ -220,6 +237,19 @@ mod tests {
         assert_eq!((second.at, of(&second.placebo)), (9, [0; 6]));
         assert_eq!(of(&second.blue), [50, 50, 10, 3, 50, 7]);
         assert_eq!(of(&second.green), [50, 50, 25, 15, 50, 10]);
+    }
+
+    #[test]
+    fn whom_the_split_did_not_send_to_blue_says_nothing_of_what_is_usual() {
+        let unsplit = tally(&[(Outcome::Ok, 30), (Outcome::Refused, 1)]);
+        let mut second = Second { at: 7, blue: tally(&[(Outcome::Ok, 5)]), ..Second::default() };
+        second.green = tally(&[(Outcome::Ok, 40)]);
+        second.blue.add(&unsplit);
+        let without = divided(Arc::new(Second { unsplit, ..second.clone() }));
+        let judged = |second: &Second| [&second.blue, &second.green, &second.unsplit].map(Tally::judged);
+        assert_eq!((without.at, judged(&without), without.blue.failures()), (7, [5, 40, 0], 0));
+        let second = Arc::new(second);
+        assert!(Arc::ptr_eq(&divided(Arc::clone(&second)), &second), "nothing to leave out");
     }
 
     /// The guard on 30 seconds in parallel.

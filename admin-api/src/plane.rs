@@ -127,11 +127,14 @@ pub struct EndpointObservation {
 pub struct Second {
     /// Seconds since the plane started; grows by one from entry to entry.
     pub at: u64,
-    /// With the placebo slice.
+    /// With the placebo slice and the unsplit.
     pub blue: Tally,
     pub green: Tally,
     /// Of blue: a slice of its keys, by a salt of its own, as large as green as far as blue reaches.
     pub placebo: Tally,
+    /// Of blue, and not of the placebo: callers that were sent there whatever the split, since they have no key or asked for
+    /// it. They are another sort than those whom the split divides, so that green is not compared with them.
+    pub unsplit: Tally,
 }
 
 impl Second {

@@ -82,19 +82,18 @@ impl Route {
     pub(crate) fn decide(&self, key: Option<&[u8]>, wanted: Option<Arm>) -> Decided {
         // Each caller without a key is one of its own, as far as anybody can tell.
         let hashed = key.map_or_else(|| Hashed(fastrand::u64(..)), |key| Hashed::of(self.salt, key));
-        let by_bucket = || self.split().arm(hashed.bucket());
-        let arm = match (wanted, key) {
-            (Some(wanted), _) => wanted,
+        let by_bucket = || Decided::new(self.placebo, self.split(), self.split().arm(hashed.bucket()), hashed);
+        match (wanted, key) {
+            (Some(wanted), _) => Decided::sent_to(wanted, hashed),
             (None, Some(_)) => by_bucket(),
             (None, None) => {
                 self.meter.keyless();
                 match self.settings.keyless {
-                    config::Keyless::Blue => Arm::Blue,
+                    config::Keyless::Blue => Decided::sent_to(Arm::Blue, hashed),
                     config::Keyless::Random => by_bucket(),
                 }
             }
-        };
-        Decided::new(self.placebo, self.split(), arm, hashed)
+        }
     }
 }
 

@@ -51,13 +51,15 @@ pub fn bucket(salt: Salt, key: &[u8]) -> u16 {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Decided {
     pub arm: Arm,
+    /// Whether the split has sent it there.
+    pub by_split: bool,
     /// Of blue: in the slice that the guard watches as if it were green, to see how often it would be wrong.
     pub placebo: bool,
     pub key: Hashed,
 }
 
 impl Decided {
-    /// `salt`: [`Salt::placebo`]. The placebo takes as large a share of all keys as green has, but of blue's no more than
+    /// A caller that the split sends to an arm. `salt`: [`Salt::placebo`]. The placebo takes as large a share of all keys as green has, but of blue's no more than
     /// half: there must be a blue to compare it with.
     pub fn new(salt: Salt, split: Split, arm: Arm, key: Hashed) -> Self {
         let (green, blue) = (u32::from(split.buckets()), u32::from(split.complement().buckets()));
@@ -65,7 +67,12 @@ impl Decided {
             let bucket = u32::from(bucket(salt, &key.0.to_le_bytes()));
             bucket < u32::from(BUCKETS / 2) && bucket * blue < green * u32::from(BUCKETS)
         };
-        Self { arm, placebo, key }
+        Self { arm, by_split: true, placebo, key }
+    }
+
+    /// A caller that is sent to an arm whatever the split.
+    pub fn sent_to(arm: Arm, key: Hashed) -> Self {
+        Self { arm, by_split: false, placebo: false, key }
     }
 }
 

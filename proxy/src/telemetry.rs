@@ -40,19 +40,22 @@ pub(crate) struct Meter {
     slow_us: AtomicU64,
 }
 
-/// Whose an exchange is. Blue's are counted in two parts, so that each is counted once.
+/// Whose an exchange is. Blue's are counted in three parts, so that each is counted once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Slice {
-    /// Without the placebo's.
+    /// Without the placebo's and the unsplit.
     Blue,
     Green,
     Placebo,
+    /// Blue's, and not because of the split.
+    Unsplit,
 }
 
 impl Slice {
     fn of(decided: &Decided) -> Self {
         match decided.arm {
             Arm::Green => Self::Green,
+            Arm::Blue if !decided.by_split => Self::Unsplit,
             Arm::Blue if decided.placebo => Self::Placebo,
             Arm::Blue => Self::Blue,
         }
@@ -60,14 +63,14 @@ impl Slice {
 
     fn arm(self) -> Arm {
         match self {
-            Self::Blue | Self::Placebo => Arm::Blue,
+            Self::Blue | Self::Placebo | Self::Unsplit => Arm::Blue,
             Self::Green => Arm::Green,
         }
     }
 }
 
 /// One `T` for each [`Slice`].
-type Slices<T> = [T; 3];
+type Slices<T> = [T; 4];
 
 #[derive(Debug, Default)]
 struct Shard {
@@ -193,15 +196,16 @@ impl Meter {
         for (tally, due) in slices.iter_mut().zip(history.undue.turn(due, tick.now, dispatched)) {
             tally.due = due;
         }
-        let [mut blue, green, placebo] = slices;
+        let [mut blue, green, placebo, unsplit] = slices;
         blue.add(&placebo);
+        blue.add(&unsplit);
         for (total, gathered) in history.total.iter_mut().zip([&blue, &green]) {
             total.add_counts(gathered);
         }
         if history.seconds.len() == SECONDS_KEPT {
             history.seconds.pop_front();
         }
-        history.seconds.push_back(Arc::new(Second { at: tick.at, blue, green, placebo }));
+        history.seconds.push_back(Arc::new(Second { at: tick.at, blue, green, placebo, unsplit }));
     }
 
     /// Everything but endpoints and the mirror, up to the last gathered second; what is open is as of now.

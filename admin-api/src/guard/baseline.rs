@@ -23,7 +23,8 @@ pub struct BaselineReport {
     pub age_seconds: Option<u64>,
 }
 
-/// Sums over a time that is as long as configured, or longer while there are fewer than [`ENOUGH`] outcomes in it.
+/// Sums over a time that is as long as configured, or longer while there are fewer than [`ENOUGH`] outcomes in it, up to
+/// [`OUT_OF_DATE`] before blue was last heard of.
 #[derive(Clone, Debug)]
 pub(super) struct Baseline {
     seconds: u64,
@@ -46,6 +47,9 @@ const SLAB: u64 = 10;
 
 /// Outcomes below which old ones are kept.
 const ENOUGH: u64 = 1_000;
+
+/// Seconds, where no longer time is configured.
+const OUT_OF_DATE: u64 = 3_600;
 
 impl Baseline {
     pub(super) fn new(seconds: u64) -> Self {
@@ -71,8 +75,12 @@ impl Baseline {
             self.sum.add_counts(blue);
         }
         while let Some(oldest) = self.slabs.front() {
-            let old = oldest.since + SLAB + self.seconds <= at;
-            if !old || self.sum.judged().saturating_sub(oldest.tally.judged()) < ENOUGH {
+            let ended = oldest.since + SLAB;
+            let enough = self.sum.judged().saturating_sub(oldest.tally.judged()) >= ENOUGH;
+            let spare = ended + self.seconds <= at && enough;
+            // One answer now does not make a measure of what blue was like hours ago.
+            let stale = self.heard.is_some_and(|heard| ended + self.out_of_date() <= heard);
+            if !spare && !stale {
                 break;
             }
             self.sum.take_away(&oldest.tally);
@@ -86,12 +94,27 @@ impl Baseline {
         }
     }
 
+    /// Seconds after which what blue was like is no measure any more.
+    fn out_of_date(&self) -> u64 {
+        OUT_OF_DATE.max(self.seconds)
+    }
+
+    /// Was blue heard of so long ago that it may have been another time of day?
+    pub(super) fn is_out_of_date(&self) -> bool {
+        self.heard.is_some_and(|heard| self.now - heard > self.out_of_date())
+    }
+
     pub(super) fn report(&self) -> BaselineReport {
         BaselineReport {
             outcomes: self.sum.judged(),
             latencies: self.sum.latency_us.len(),
             age_seconds: self.heard.map(|heard| self.now - heard),
         }
+    }
+
+    /// The second since which the newest counts are put together.
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.slabs.back().map(|slab| slab.since)
     }
 
     pub(super) fn tally(&self) -> &Tally {

@@ -37,7 +37,8 @@ pub struct Judgement {
     pub reason: String,
     /// Green breaks a limit, and blue does at the same time.
     pub shared_cause: bool,
-    /// Why a plan must not go on although nothing is broken: a limit of `[route.guard.pause]`.
+    /// Why a plan must not go on, and somebody should look, although nothing is to be taken off for it: a limit of
+    /// `[route.guard.pause]`, a client that fails, a green that turns everybody away, a measure that is out of date.
     pub pause: Option<String>,
     /// Seconds that `blue` and `green` are about: a minute, or less after a start or a reset.
     pub window_seconds: u64,

@@ -20,8 +20,8 @@ pub(super) struct Rule {
 #[derive(Clone, Debug, Default)]
 struct Excursion {
     worse: Worse,
-    /// The last one or two minutes of it, counted apart: what was hours ago, as with a client that fails all day, must not
-    /// outweigh what is going on.
+    /// The last minutes of it, counted apart: what was hours ago, as with a client that fails all day, must not outweigh
+    /// what is going on.
     older: Counts,
     newer: Counts,
 }
@@ -36,12 +36,17 @@ struct Counts {
     keys: Keys,
 }
 
-/// Seconds.
+/// Seconds after which counts are set aside for new ones, and the outcomes of an arm that must be among them: with a request
+/// a minute there is nothing to be seen in a minute.
 const NEWER: u64 = 60;
+const TELLING: u64 = 20;
+
+/// Seconds after which it is not waited for blue any more: where green has all the traffic, there comes no more of it.
+const BLUE_IS_IDLE: u64 = 600;
 
 impl Excursion {
     fn add(&mut self, seen: &Seen<'_>) {
-        if self.newer.seconds == NEWER {
+        if self.is_time_for_new_counts() {
             self.older = std::mem::take(&mut self.newer);
         }
         let newer = &mut self.newer;
@@ -54,6 +59,12 @@ impl Excursion {
         if let Some(keys) = seen.keys {
             newer.keys.add(keys);
         }
+    }
+
+    fn is_time_for_new_counts(&self) -> bool {
+        let Counts { seconds, green, blue, .. } = &self.newer;
+        let of_blue = blue.of >= TELLING || self.blue().of == 0 || *seconds >= BLUE_IS_IDLE;
+        *seconds >= NEWER && green.of >= TELLING && of_blue
     }
 
     fn green(&self) -> Events {
@@ -102,7 +113,11 @@ pub(super) enum Finding {
 impl Rule {
     pub(super) fn tick(&mut self, seen: &Seen<'_>) {
         self.recent.push(seen.green, seen.allowed);
-        let Some(allowed) = seen.allowed else { return };
+        let Some(allowed) = seen.allowed else {
+            // What spoke against green did so by a measure that is none any more.
+            (self.cusum, self.excursion) = (Cusum::default(), Excursion::default());
+            return;
+        };
         self.cusum.add(seen.green, allowed);
         if self.cusum.is_zero() {
             self.excursion = Excursion::default();
@@ -173,8 +188,8 @@ impl Rule {
         self.cusum.evidence()
     }
 
-    /// Green's events and blue's since the evidence was last zero, in the last two minutes at most, how many seconds that is, and of how many keys at least
-    /// green's bad ones were.
+    /// Green's events and blue's since the evidence was last zero, in the last minutes at most, how many seconds that is, and
+    /// of how many keys at least green's bad ones were.
     pub(super) fn since_zero(&self) -> (Events, Events, u64, u64) {
         let Excursion { older, newer, .. } = &self.excursion;
         let keys = self.excursion.keys().distinct() as u64;

@@ -61,7 +61,7 @@ impl Watched {
 
     fn second(&mut self, blue: Did, green: Did) -> Verdict {
         let (blue, green) = (tally(blue, self.at), tally(green, self.at));
-        let second = Arc::new(Second { at: self.at, blue, green, placebo: Tally::default() });
+        let second = Arc::new(Second { at: self.at, blue, green, ..Second::default() });
         self.at += 1;
         let judgement = self.engine.tick(&second, &self.surroundings);
         let verdict = judgement.verdict;
@@ -226,7 +226,7 @@ fn one_or_two_broken_clients_trip_nothing_and_three_do() {
             green.failed_keys.count(1_000 + n);
         }
         let blue = tally(ok(50), 0);
-        let second = Second { at: watched.at, blue, green, placebo: Tally::default() };
+        let second = Second { at: watched.at, blue, green, ..Second::default() };
         watched.at += 1;
         let judgement = watched.engine.tick(&Arc::new(second), &Surroundings::default());
         assert_ne!(judgement.verdict, Verdict::Breach, "{}", judgement.reason);
@@ -241,8 +241,7 @@ fn a_green_that_leaves_requests_waiting_trips_by_its_throughput() {
     let mut waiting = tally(silent, 0);
     (waiting.dispatched, waiting.due) = (50, 50);
     let seconds = (1..=10).find(|_| {
-        let second =
-            Second { at: watched.at, blue: tally(ok(50), 0), green: waiting.clone(), placebo: Tally::default() };
+        let second = Second { at: watched.at, blue: tally(ok(50), 0), green: waiting.clone(), ..Second::default() };
         watched.at += 1;
         let judgement = watched.engine.tick(&Arc::new(second), &Surroundings::default());
         watched.last = Some(judgement);
@@ -414,7 +413,7 @@ fn nothing_good_ever_trips_and_nothing_at_all_panics() {
                 tally.failed_keys.count(any(5));
                 tally
             };
-            let second = Second { at: at * (1 + seed % 3), blue: arm(), green: arm(), placebo: Tally::default() };
+            let second = Second { at: at * (1 + seed % 3), blue: arm(), green: arm(), ..Second::default() };
             let pairs = Some(MirrorSecond { pairs: any(9), mismatches: any(99) });
             let judgement =
                 wild.engine.tick(&Arc::new(second), &Surroundings { mirror: pairs, ..Surroundings::default() });
@@ -501,4 +500,87 @@ fn what_blue_was_like_hours_ago_takes_nothing_off_but_somebody_is_told() {
     assert_eq!(watched.until_breach(ok(0), taking(60_000), 60), None);
     assert!(watched.judgement().pause.as_ref().is_some_and(|why| why.ends_with("1 h ago: not tripped")));
     assert!(watched.until_breach(ok(0), failing(50, 50), 10).is_some(), "a limit of its own needs no blue");
+}
+
+#[test]
+fn a_stray_answer_of_blue_does_not_make_what_it_was_like_hours_ago_a_measure_again() {
+    let mut watched = warm(Guard::default());
+    watched.seconds(4_000, ok(0), ok(50));
+    watched.seconds(60, ok(0), taking(60_000));
+    for _ in 0..3 {
+        assert_ne!(watched.second(ok(1), taking(60_000)), Verdict::Breach, "{}", watched.judgement().reason);
+        assert_eq!(watched.until_breach(ok(0), taking(60_000), 60), None, "{}", watched.judgement().reason);
+    }
+    assert_eq!(watched.judgement().baseline.outcomes, 3, "what is older than the hour is gone");
+    // Blue is back, and takes as long as green: what spoke against green then is nothing now.
+    assert_eq!(watched.until_breach(taking(60_000), taking(60_000), 60), None, "{}", watched.judgement().reason);
+}
+
+#[test]
+fn a_green_with_a_request_a_minute_trips_as_well() {
+    let unreachable = Did { unreachable: 1, ..ok(0) };
+    for (name, blue, green) in
+        [("fails", ok(1), failing(1, 1)), ("fails alone", ok(0), failing(1, 1)), ("unreachable", ok(1), unreachable)]
+    {
+        let mut watched = Watched::by(Guard::default());
+        let minutes = (1..=30).find(|_| {
+            watched.seconds(59, blue, ok(0));
+            watched.second(blue, green) == Verdict::Breach
+        });
+        assert!(minutes.is_some_and(|minutes| minutes <= 10), "{name}: {}", watched.judgement().reason);
+    }
+}
+
+#[test]
+fn a_long_outage_of_both_is_shared_also_where_blue_has_next_to_no_traffic() {
+    let mut watched = Watched::by(Guard::default());
+    for at in 0..3_600 {
+        let blue = if at % 150 == 0 { failing(1, 1) } else { ok(0) };
+        assert_ne!(watched.second(blue, failing(50, 50)), Verdict::Breach, "second {at}");
+    }
+    assert!(watched.judgement().shared_cause);
+}
+
+#[test]
+fn long_polls_that_are_answered_in_the_end_trip_nothing_while_nothing_is_known_of_blue() {
+    let mut watched = Watched::by(Guard::default());
+    let polls = Did { overdue: 49, ..ok(50) };
+    assert_eq!(watched.until_breach(ok(0), polls, 300), None, "{}", watched.judgement().reason);
+}
+
+#[test]
+fn a_blue_of_which_little_is_known_leaves_no_gap_for_a_green_that_answers_nothing() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(10, ok(1), ok(0));
+    let silent = Did { overdue: 50, ..ok(0) };
+    let seconds = (1..=30).find(|_| {
+        let mut green = tally(silent, 0);
+        (green.dispatched, green.due) = (50, 50);
+        let second = Second { at: watched.at, green, ..Second::default() };
+        watched.at += 1;
+        watched.engine.tick(&Arc::new(second), &Surroundings::default()).verdict == Verdict::Breach
+    });
+    assert!(seconds.is_some(), "never");
+}
+
+#[test]
+fn somebody_is_told_of_a_green_that_turns_everybody_away() {
+    let away = Did { declined: 50, ..ok(0) };
+    let mut watched = warm(Guard::default());
+    assert_eq!(watched.until_breach(ok(50), away, 60), None);
+    assert!(watched.judgement().pause.as_ref().is_some_and(|why| why.starts_with("green declined")));
+    let mut watched = warm(Guard::default());
+    watched.seconds(60, away, away);
+    assert_eq!(watched.judgement().pause, None, "blue does so, too");
+}
+
+#[test]
+fn what_is_slow_follows_a_thin_blue() {
+    let mut watched = Watched::by(Guard::default());
+    let blue = |latency_us| Did { latency_us, ..ok(1) };
+    watched.seconds(1_500, blue(10_000), ok(0));
+    let before = watched.rule("p95_ratio").threshold_ms.unwrap();
+    watched.seconds(1_500, blue(50_000), ok(0));
+    let after = watched.rule("p95_ratio").threshold_ms.unwrap();
+    assert!(after > 4.0 * before, "{before} ms, then {after} ms");
 }

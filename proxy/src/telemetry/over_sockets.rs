@@ -117,8 +117,13 @@ const BY_USER: &str = "key = [\"header:x-user\"]";
 
 /// One request over a connection of its own; what came back.
 async fn get(site: &Site, user: u32) -> String {
+    get_with(site, &format!("x-user: user-{user}")).await
+}
+
+/// As [`get`], of a caller that sends a header of its own.
+async fn get_with(site: &Site, header: &str) -> String {
     let mut stream = site.connect().await;
-    let request = format!("GET / HTTP/1.1\r\nhost: shop\r\nx-user: user-{user}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET / HTTP/1.1\r\nhost: shop\r\n{header}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     let _ = time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.unwrap();
@@ -274,6 +279,29 @@ async fn the_placebo_is_blues_and_has_the_keys_that_the_hash_says() {
     assert_eq!(second.blue.dispatched, 300 - of_green);
     assert!(of_placebo > 0 && of_placebo.abs_diff(of_green) < 40, "{of_placebo} as {of_green}");
     assert_eq!((green.seen().requests(), second.placebo.count(Outcome::Ok)), (of_green, of_placebo));
+}
+
+#[tokio::test]
+async fn who_is_sent_to_blue_whatever_the_split_is_told_apart_from_those_whom_it_divides() {
+    let blue = HttpOrigin::start("python", any_port()).await.unwrap();
+    let green = HttpOrigin::start("go", any_port()).await.unwrap();
+    let unsplit_of = async |settings: &str, headers: &[&str]| {
+        let settings = format!("{BY_USER}\n{settings}");
+        let mut site = Site::start(Protocol::Http, &settings, blue.address(), green.address(), 100.0);
+        for header in headers {
+            assert!(get_with(&site, header).await.starts_with("HTTP/1.1 200"));
+        }
+        site.until_open(0).await;
+        let second = site.end();
+        let total = site.plane.observe("route").unwrap().blue.total.dispatched;
+        assert_eq!(second.blue.dispatched, total);
+        (second.unsplit.dispatched, second.blue.dispatched, second.green.dispatched)
+    };
+    assert_eq!(unsplit_of("", &["x-other: 1", "x-user: user-1"]).await, (1, 1, 1), "keyless");
+    assert_eq!(unsplit_of("keyless = \"random\"", &["x-other: 1"]).await, (0, 0, 1));
+    let asking = "x-user: user-1\r\nx-crossfade-arm: blue";
+    assert_eq!(unsplit_of("allow_override = true", &[asking]).await, (1, 1, 0));
+    assert_eq!(unsplit_of("", &[asking]).await, (0, 0, 1));
 }
 
 #[tokio::test]

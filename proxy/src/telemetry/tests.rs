@@ -19,7 +19,12 @@ impl Bench {
     }
 
     fn dispatch(&self, slice: Slice, key: u64) -> Exchange {
-        let decided = Decided { arm: slice.arm(), placebo: slice == Slice::Placebo, key: Hashed(key) };
+        let decided = Decided {
+            arm: slice.arm(),
+            by_split: slice != Slice::Unsplit,
+            placebo: slice == Slice::Placebo,
+            key: Hashed(key),
+        };
         Exchange::dispatch(self.meter.handle(), &decided)
     }
 
@@ -121,17 +126,19 @@ fn seconds_are_kept_apart_and_the_oldest_leave() {
 }
 
 #[test]
-fn the_placebo_is_counted_apart_and_with_blue() {
+fn the_placebo_and_the_unsplit_are_counted_apart_and_with_blue() {
     let mut bench = Bench::new(1);
     bench.dispatch(Slice::Blue, 1).judge(Outcome::Ok, Some(10), None);
     bench.dispatch(Slice::Placebo, 2).judge(Outcome::Refused, Some(20), fault());
+    bench.dispatch(Slice::Unsplit, 2).judge(Outcome::Ok, Some(5), None);
     bench.dispatch(Slice::Green, 3).judge(Outcome::Ok, Some(30), None);
     let second = bench.end();
     let counted = |tally: &Tally| (tally.dispatched, tally.judged(), tally.failures(), tally.latency_us.len());
-    assert_eq!(counted(&second.blue), (2, 2, 1, 2));
+    assert_eq!(counted(&second.blue), (3, 3, 1, 3));
     assert_eq!(counted(&second.placebo), (1, 1, 1, 1));
+    assert_eq!(counted(&second.unsplit), (1, 1, 0, 1));
     assert_eq!(counted(&second.green), (1, 1, 0, 1));
-    assert_eq!(counted(&bench.meter.observe().blue.total), (2, 2, 1, 2));
+    assert_eq!(counted(&bench.meter.observe().blue.total), (3, 3, 1, 3));
 }
 
 #[test]
@@ -259,7 +266,7 @@ fn due_and_overdue_agree_with_an_account_of_every_exchange() {
         for _ in 0..120 {
             let now = ended.len();
             for _ in 0..random.usize(..12) {
-                let slice = [Slice::Blue, Slice::Green, Slice::Placebo][random.usize(..3)];
+                let slice = [Slice::Blue, Slice::Green, Slice::Placebo, Slice::Unsplit][random.usize(..4)];
                 let exchange = bench.dispatch(slice, random.u64(..20));
                 for counts in [&mut unanswered, &mut dispatched] {
                     counts.entry(now).or_default()[slice as usize] += 1;
@@ -310,11 +317,14 @@ fn due_and_overdue_agree_with_an_account_of_every_exchange() {
                 not_due += 1;
             }
             ended.push(bench.tick.now);
-            let [blue, green, placebo] = [&second.blue, &second.green, &second.placebo].map(|t| (t.due, t.overdue));
+            let seen = [&second.blue, &second.green, &second.placebo, &second.unsplit].map(|t| (t.due, t.overdue));
             let of = |slice: Slice| (due[slice as usize], overdue[slice as usize]);
-            let of_blue = (of(Slice::Blue).0 + of(Slice::Placebo).0, of(Slice::Blue).1 + of(Slice::Placebo).1);
-            let expected = (of_blue, of(Slice::Green), of(Slice::Placebo));
-            assert_eq!((blue, green, placebo), expected, "seed {seed}, second {}", second.at);
+            let of_blue = [Slice::Blue, Slice::Placebo, Slice::Unsplit]
+                .map(of)
+                .into_iter()
+                .fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+            let expected = [of_blue, of(Slice::Green), of(Slice::Placebo), of(Slice::Unsplit)];
+            assert_eq!(seen, expected, "seed {seed}, second {}", second.at);
             let told = second.green.overdue_keys.of_the_commonest(99);
             assert_eq!(told, second.green.overdue, "seed {seed}, second {}", second.at);
         }
