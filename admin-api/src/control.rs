@@ -21,8 +21,8 @@ pub use refusal::Refusal;
 use rows::{Refusals, Rows};
 use time::OffsetDateTime;
 use tokio::{
-    sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast},
-    time::Instant,
+    sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, Semaphore, broadcast},
+    time::{Instant, timeout},
 };
 use tracing::{error, info, warn};
 
@@ -102,6 +102,8 @@ pub struct Control {
     /// Locks by itself, also under `now`.
     signals: Signals,
     wake_recorder: Arc<Notify>,
+    /// Threads that may read the store at a time. Whoever writes needs one, too, and so does much else.
+    readers: Arc<Semaphore>,
 }
 
 struct Now {
@@ -128,6 +130,9 @@ struct Now {
 /// Longest texts in an audit row that come from a caller, in characters.
 const REASON_LENGTH: usize = 1_000;
 const ROUTE_LENGTH: usize = 100;
+
+const READERS: usize = 2;
+const READ_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Entry {
     live: Recorded,
@@ -212,6 +217,7 @@ impl Control {
             }),
             signals: Signals::new(signals),
             wake_recorder: Arc::new(Notify::new()),
+            readers: Arc::new(Semaphore::new(READERS)),
         });
         let turn = control.turn.lock().await;
         control.install(&config)?;
@@ -481,9 +487,9 @@ impl Control {
 
     /// Incidents as JSON objects, newest first, with those the disk does not have yet.
     pub async fn incidents(&self, route: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-        let (store, wanted) = (self.store.clone(), route.map(str::to_owned));
+        let wanted = route.map(str::to_owned);
         let mut incidents = self.waiting_incidents(|row| route.is_none_or(|route| row.route == route));
-        let recorded = blocking(move || store.incidents(wanted.as_deref(), limit)).await?;
+        let recorded = self.read(move |store| store.incidents(wanted.as_deref(), limit)).await?;
         // A row that was written in between is in both.
         incidents.retain(|row| !recorded.contains(row));
         incidents.extend(recorded);
@@ -496,14 +502,33 @@ impl Control {
         if let Some(waiting) = self.waiting_incidents(|row| row.id == id).pop() {
             return Ok(Some(waiting));
         }
-        let (store, id) = (self.store.clone(), id.to_owned());
-        blocking(move || store.incident(&id)).await
+        let id = id.to_owned();
+        self.read(move |store| store.incident(&id)).await
     }
 
     /// Audit rows, newest first.
     pub async fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
-        let (store, route) = (self.store.clone(), route.map(str::to_owned));
-        blocking(move || store.audit(route.as_deref(), limit)).await
+        let route = route.map(str::to_owned);
+        self.read(move |store| store.audit(route.as_deref(), limit)).await
+    }
+
+    /// Reads what is on disk. Errors: also when there is no answer in time; the thread is lost to other readers until
+    /// there is one, whether or not anybody still waits for it.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn StateStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (store, readers) = (self.store.clone(), self.readers.clone());
+        let read = async {
+            let place = readers.acquire_owned().await;
+            blocking(move || {
+                let read = work(&*store);
+                drop(place);
+                read
+            })
+            .await
+        };
+        timeout(READ_PATIENCE, read).await.unwrap_or_else(|_| Err(silent(READ_PATIENCE)))
     }
 
     /// Writes what the disk does not have. Done by itself; call it before the process ends, so that nothing waits.
@@ -1133,11 +1158,15 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(StoreError::Other("the operation was abandoned; try it again".to_owned())))
 }
 
+fn silent(patience: Duration) -> StoreError {
+    StoreError::Other(format!("did not answer within {patience:?}; check the disk it is on"))
+}
+
 /// Records in the background: trips, refused attempts, values of signals, and whatever could not be written.
 async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
     loop {
         // Values of signals come all the time, and share a write.
-        let _ = tokio::time::timeout(SIGNALS_EVERY, wake.notified()).await;
+        let _ = timeout(SIGNALS_EVERY, wake.notified()).await;
         loop {
             let Some(control) = control.upgrade() else { return };
             if control.flush().await.is_ok() {

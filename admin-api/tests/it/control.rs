@@ -13,6 +13,7 @@ use admin_api::{
     StoreError, Surroundings,
 };
 use config::Guard;
+use tokio::task::JoinSet;
 
 use crate::support::{FakePlane, FakeStore, Folder, config, eventually, route, shop, shop_and_broker, split};
 
@@ -541,4 +542,34 @@ async fn what_is_live_before_a_freeze_is_on_disk_after_it() {
     store.fail(true);
     assert!(matches!(control.set_split("shop", split(0.5), &ann(), None).await, Err(Refusal::LiveNotRecorded(_))));
     assert!(control.freeze().await.is_err() && !control.is_frozen());
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_keeps_two_readers_at_most_and_answers_the_others() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    store.hang();
+    let raise = tokio::spawn({
+        let control = control.clone();
+        async move { control.set_split("shop", split(50.0), &ann(), None).await }
+    });
+    eventually("a write hangs", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    let mut readers = JoinSet::new();
+    for _ in 0..20 {
+        let control = control.clone();
+        readers.spawn(async move {
+            tokio::join!(control.audit(None, 1), control.incidents(None, 1), control.incident("x"))
+        });
+    }
+    while let Some(read) = readers.join_next().await {
+        let (audit, incidents, incident) = read.unwrap();
+        assert!(audit.is_err() && incidents.is_err(), "answered");
+        let problem = "state file: did not answer within 2s; check the disk it is on";
+        assert_eq!(incident.unwrap_err().to_string(), problem);
+    }
+    assert_eq!(store.reading.load(Ordering::Relaxed), 2, "nobody has a thread that nobody waits for");
+    store.release();
+    raise.await.unwrap().unwrap();
+    assert_eq!(plane.live("shop").split, split(50.0));
+    assert_eq!(control.audit(None, 1).await.unwrap().len(), 1, "and afterwards all is as it was");
 }
