@@ -24,6 +24,7 @@ use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, Semaphore, broadcast},
     time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -131,6 +132,8 @@ struct Now {
 const REASON_LENGTH: usize = 1_000;
 const ROUTE_LENGTH: usize = 100;
 
+/// How long a change that is live, or a takeover, waits for the disk.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 const READERS: usize = 2;
 const READ_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -598,7 +601,12 @@ impl Control {
         rows.filter(|(_, row)| wanted(row)).map(|(_, row)| row.json.clone()).collect()
     }
 
-    async fn change_split(&self, change: &Change, split: Split, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+    async fn change_split(
+        self: &Arc<Self>,
+        change: &Change,
+        split: Split,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
         let audited = |refusal| self.audit_refusal(change, Some(split), refusal);
         // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
         let step = self.decide(change, split, if_match, None).map_err(audited)?;
@@ -668,7 +676,7 @@ impl Control {
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
 
-    async fn clear(&self, change: &Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+    async fn clear(self: &Arc<Self>, change: &Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
         let turn = self.turn.lock().await;
         let (before, cleared) = {
             let mut now = self.now.lock();
@@ -774,20 +782,38 @@ impl Control {
         }
     }
 
-    /// Waits until a state that is live, or one that has followed it, is on disk. The answer is that state.
-    async fn settle(&self, view: RouteView) -> Result<RouteView, Refusal> {
+    /// Waits until a state that is live, or one that has followed it, is on disk. The answer is that state. A disk that
+    /// hangs is answered like one that fails: whoever took green off has to know that it is off.
+    async fn settle(self: &Arc<Self>, view: RouteView) -> Result<RouteView, Refusal> {
         let pending = {
             let now = self.now.lock();
             now.unrecorded.contains(&view.route) || !now.rows.is_empty()
         };
         if pending {
-            let turn = self.turn.lock().await;
-            let written = self.write(&turn, None).await;
+            let written = self.flush_within(DISK_PATIENCE).await;
             if self.now.lock().unrecorded.contains(&view.route) {
                 written.map_err(Refusal::LiveNotRecorded)?;
             }
         }
         Ok(RouteView { persisted: true, ..view })
+    }
+
+    /// Writes what the disk does not have. Errors: also when that takes longer. A write that has begun goes on then, and
+    /// what comes of it is taken note of; what has not begun is left to the next.
+    async fn flush_within(self: &Arc<Self>, patience: Duration) -> Result<(), StoreError> {
+        let (control, given_up) = (self.clone(), CancellationToken::new());
+        let until = given_up.clone();
+        let _given_up = given_up.drop_guard();
+        let flush = tokio::spawn(async move {
+            match until.run_until_cancelled(control.turn.lock()).await {
+                Some(turn) => control.write(&turn, None).await,
+                None => Err(silent(patience)),
+            }
+        });
+        match timeout(patience, flush).await {
+            Ok(flushed) => flushed.unwrap_or_else(|_| Err(abandoned())),
+            Err(_) => Err(silent(patience)),
+        }
     }
 
     /// Evidence up to now says nothing any more: what is under way, and what ended up to the second that is returned,
@@ -1153,9 +1179,11 @@ fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::Other("the operation was abandoned; try it again".to_owned())))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(abandoned()))
+}
+
+fn abandoned() -> StoreError {
+    StoreError::Other("the operation was abandoned; try it again".to_owned())
 }
 
 fn silent(patience: Duration) -> StoreError {

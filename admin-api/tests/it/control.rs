@@ -573,3 +573,29 @@ async fn a_disk_that_hangs_keeps_two_readers_at_most_and_answers_the_others() {
     assert_eq!(plane.live("shop").split, split(50.0));
     assert_eq!(control.audit(None, 1).await.unwrap().len(), 1, "and afterwards all is as it was");
 }
+
+#[tokio::test]
+async fn a_rollback_on_a_disk_that_hangs_is_live_at_once_and_answered() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    store.hang();
+    // The first hangs at the disk, the second waits for its turn.
+    let mut rollbacks = JoinSet::new();
+    for _ in 0..2 {
+        let control = control.clone();
+        rollbacks.spawn(async move { control.rollback("shop", "errors", &ann()).await });
+        eventually("a write hangs", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    }
+    assert_eq!((plane.live("shop").split, plane.live("shop").latched), (split(0.0), true));
+    while let Some(answer) = rollbacks.join_next().await {
+        let Err(Refusal::LiveNotRecorded(error)) = answer.unwrap() else { panic!("not on disk") };
+        assert_eq!(error.to_string(), "state file: did not answer within 5s; check the disk it is on");
+    }
+    assert!(!control.state("shop").unwrap().persisted);
+
+    store.release();
+    eventually("it is recorded", || control.state("shop").unwrap().persisted).await;
+    assert_eq!(store.recorded("shop"), control.state("shop").unwrap().recorded);
+    let rows = store.audit.lock().iter().filter(|row| row.action == "rollback").count();
+    assert_eq!(rows, 1, "once");
+}
