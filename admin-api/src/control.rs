@@ -541,9 +541,11 @@ impl Control {
     }
 
     /// Refuses every change from now on, writes what the disk does not have, and lets another process have the store.
-    /// Traffic follows what is live. Errors: it could not be written or closed, and nothing is frozen.
-    pub async fn freeze(&self) -> Result<(), StoreError> {
-        let turn = self.turn.lock().await;
+    /// Traffic follows what is live. Errors: it could not be written or closed, or not in time, and nothing is frozen.
+    pub async fn freeze(self: &Arc<Self>) -> Result<(), StoreError> {
+        // Before anything is frozen: while a disk hangs green must come off.
+        self.flush_within(DISK_PATIENCE).await?;
+        let turn = timeout(DISK_PATIENCE, self.turn.lock()).await.map_err(|_| silent(DISK_PATIENCE))?;
         self.now.lock().frozen = true;
         let written = self.write(&turn, None).await;
         let store = self.store.clone();
@@ -557,24 +559,24 @@ impl Control {
         let_go
     }
 
-    /// Takes the store back and changes again. Errors: the store cannot be had yet. It is tried again, and changes are
-    /// what they are with a disk that fails.
+    /// Changes again, and takes the store back. Green can be lowered and taken off at once; whatever else changes waits
+    /// for the store. Errors: the store cannot be had yet. It is tried again, and changes are what they are with a disk
+    /// that fails.
     pub async fn thaw(&self) -> Result<(), StoreError> {
+        // With the turn, so that no reload comes before what the other process has recorded is known.
         let turn = self.turn.lock().await;
+        self.now.lock().frozen = false;
         let store = self.store.clone();
         let recorded = blocking(move || {
             store.take_back()?;
             store.load()
         })
         .await;
-        {
+        // The other process may have recorded routes that are new to us.
+        if let Ok(recorded) = &recorded {
             let now = &mut *self.now.lock();
-            now.frozen = false;
-            // The other process may have recorded routes that are new to us.
-            if let Ok(recorded) = &recorded {
-                let dormant = recorded.iter().filter(|(route, _)| !now.routes.contains_key(*route));
-                now.dormant = dormant.map(|(route, recorded)| (route.clone(), recorded.clone())).collect();
-            }
+            let dormant = recorded.iter().filter(|(route, _)| !now.routes.contains_key(*route));
+            now.dormant = dormant.map(|(route, recorded)| (route.clone(), recorded.clone())).collect();
         }
         // What waited; it is tried again when this fails.
         let _ = self.write(&turn, None).await;

@@ -599,3 +599,27 @@ async fn a_rollback_on_a_disk_that_hangs_is_live_at_once_and_answered() {
     let rows = store.audit.lock().iter().filter(|row| row.action == "rollback").count();
     assert_eq!(rows, 1, "once");
 }
+
+#[tokio::test]
+async fn a_takeover_that_fails_on_a_disk_that_hangs_keeps_green_on_no_longer() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    let judgement = breach(&plane);
+
+    control.freeze().await.unwrap();
+    store.hang();
+    let thaw = tokio::spawn({
+        let control = control.clone();
+        async move { control.thaw().await }
+    });
+    eventually("the store is asked back", || store.reading.load(Ordering::Relaxed) == 1).await;
+    let epoch = control.watched()[0].epoch;
+    assert!(control.trip("shop", epoch, &judgement).is_some(), "the guard judges");
+    assert_eq!(plane.live("shop").split, split(0.0));
+
+    // Nothing is frozen for another that cannot have the store.
+    assert!(control.freeze().await.is_err() && !control.is_frozen());
+    store.release();
+    thaw.await.unwrap().unwrap();
+    eventually("the trip is recorded", || control.state("shop").unwrap().persisted).await;
+}

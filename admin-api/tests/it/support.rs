@@ -318,6 +318,7 @@ impl StateStore for FakeStore {
     }
 
     fn take_back(&self) -> Result<(), StoreError> {
+        self.read();
         Ok(())
     }
 }
