@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    net::{IpAddr, SocketAddr, TcpListener as StdListener, ToSocketAddrs},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     thread,
@@ -17,7 +17,7 @@ use tokio::{
     net::TcpListener,
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::JoinSet,
     time::{self, Duration, Instant},
 };
@@ -41,6 +41,9 @@ const FILES_EVERY: Duration = Duration::from_secs(1);
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 /// How long a look-up of names may hold up the start or a reload.
 const NAMES_PATIENCE: Duration = Duration::from_secs(5);
+/// Names looked up at a time, also those that nobody waits for any more: each has a thread, and so do the writes to the
+/// state file.
+static LOOK_UPS: Semaphore = Semaphore::const_new(64);
 /// What the state file may take when the process ends: a disk that is merely slow is worth waiting for.
 const STATE_PATIENCE: Duration = Duration::from_secs(10);
 /// What the last minute of the history may take then: longer than somebody reads it.
@@ -392,7 +395,17 @@ async fn look_up(names: &BTreeSet<String>, known: &Addresses) -> Addresses {
     let mut looking = JoinSet::new();
     for name in names.iter().cloned() {
         looking.spawn(async move {
-            let found = match time::timeout(NAMES_PATIENCE, tokio::net::lookup_host((name.as_str(), 0))).await {
+            let host = name.clone();
+            let look = async move {
+                let place = LOOK_UPS.acquire().await;
+                blocking(move || {
+                    let found = (host.as_str(), 0).to_socket_addrs();
+                    drop(place);
+                    found
+                })
+                .await
+            };
+            let found = match time::timeout(NAMES_PATIENCE, look).await {
                 Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect::<BTreeSet<_>>()),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("no answer within {NAMES_PATIENCE:?}")),
@@ -492,9 +505,9 @@ async fn look_at(path: PathBuf, config: Arc<Config>) -> Look {
     .await
 }
 
-/// Files may be on a disk that hangs, and the guard must go on meanwhile.
+/// Files may be on a disk that hangs, names with a server that does, and the guard must go on meanwhile.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("reading files does not panic, and nobody aborts it")
+    tokio::task::spawn_blocking(work).await.expect("reading and looking up do not panic, and nobody aborts them")
 }
 
 /// Makes a changed file live, or says why not and changes nothing.
