@@ -259,7 +259,8 @@ impl Server {
 }
 
 fn control_runtime() -> Result<Arc<Runtime>> {
-    // Two, so that reading certificates does not hold up a rollback.
+    // Two, so that a large configuration that goes live does not hold up everything else. What reads files has threads of
+    // its own.
     let control = runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
     Ok(Arc::new(control.context("cannot start the control plane's threads")?))
 }
@@ -511,7 +512,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Makes a changed file live, or says why not and changes nothing.
-async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
+async fn reload(path: &Path, plane: &Arc<Plane>, control: &Arc<Control>) {
     let file = path.to_owned();
     let config = match blocking(move || Config::load(&file)).await {
         Ok(config) => config,
@@ -531,7 +532,12 @@ async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
             return refuse(control, &fault.to_string());
         }
     }
-    match control.reload(Arc::new(config)).await {
+    let config = Arc::new(config);
+    let (reader, named) = (Arc::clone(plane), Arc::clone(&config));
+    if let Err(fault) = blocking(move || reader.read_files(&named)).await {
+        return refuse(control, &fault.to_string());
+    }
+    match control.reload(config).await {
         Ok(()) => tracing::info!("Configuration reloaded"),
         // The control has told whoever listens to its events.
         Err(fault) => tracing::error!(%fault, "Configuration is not reloaded, the old one stays"),
