@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs,
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::{
     sync::{
-        Notify,
+        Notify, Semaphore,
         broadcast::error::{RecvError, TryRecvError},
     },
     task::JoinSet,
@@ -60,6 +60,7 @@ struct Lane {
     arrived: Arc<Notify>,
     /// A task delivers.
     busy: bool,
+    secret: Arc<Secret>,
     delivered: u64,
     failed: u64,
     dropped: u64,
@@ -85,6 +86,8 @@ const CRITICAL_WAITING: usize = 4096;
 const KEPT: usize = 200;
 /// For one attempt.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For its secret, on top.
+const SECRET_PATIENCE: Duration = Duration::from_secs(1);
 /// No attempt begins later than this after the event.
 const GIVE_UP: Duration = Duration::from_secs(15 * 60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -165,11 +168,13 @@ impl Alerts {
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut events = self.control.subscribe();
         let config = self.control.config();
-        let faults = tokio::task::spawn_blocking(move || Self::check_files(&config)).await;
-        for fault in faults.unwrap_or_default() {
-            warn!(%fault, "A webhook will not be told");
-        }
         let mut lanes = JoinSet::new();
+        // Beside the lanes: a file whose disk hangs holds nobody up.
+        lanes.spawn_blocking(move || {
+            for fault in Self::check_files(&config) {
+                warn!(%fault, "A webhook will not be told");
+            }
+        });
         let mut missed = 0;
         loop {
             tokio::select! {
@@ -375,11 +380,11 @@ impl Alerts {
         if let Ok(id) = HeaderValue::try_from(&letter.id) {
             headers.insert(DELIVERY, id);
         }
-        if let Some(path) = alert.secret_file.clone() {
-            let secret = tokio::task::spawn_blocking(move || read_secret(&path)).await;
-            let secret = secret.unwrap_or_else(|_| Err(("secret_file: cannot be read".to_owned(), "")));
+        if let Some(path) = &alert.secret_file {
+            let secret = self.state.lock().lanes.entry(alert.name.clone()).or_default().secret.clone();
             // Never unsigned: whoever checks signatures would take it for somebody else's.
-            let secret = secret.map_err(|(problem, _)| Failure::retry(format!("secret_file: {problem}")))?;
+            let secret =
+                secret.read(path).await.map_err(|problem| Failure::retry(format!("secret_file: {problem}")))?;
             if let Ok(signature) = HeaderValue::try_from(sign(&secret, &body)) {
                 headers.insert(SIGNATURE, signature);
             }
@@ -421,6 +426,40 @@ impl Drop for Busy<'_> {
         if let Some(lane) = self.alerts.state.lock().lanes.get_mut(self.name) {
             lane.busy = false;
         }
+    }
+}
+
+/// What a webhook's messages are signed with.
+struct Secret {
+    /// One place: whoever reads the file has it until the disk has answered.
+    reading: Arc<Semaphore>,
+    /// The one that was read last, and where.
+    last: Mutex<Option<(PathBuf, Vec<u8>)>>,
+}
+
+impl Default for Secret {
+    fn default() -> Self {
+        Self { reading: Arc::new(Semaphore::new(1)), last: Mutex::default() }
+    }
+}
+
+impl Secret {
+    /// Reads it again; while the disk does not answer it is the one that was read last. Errors: what is wrong.
+    async fn read(self: &Arc<Self>, path: &Path) -> Result<Vec<u8>, String> {
+        if let Ok(place) = self.reading.clone().try_acquire_owned() {
+            let (secret, path) = (self.clone(), path.to_owned());
+            let read = tokio::task::spawn_blocking(move || {
+                let read = read_secret(&path);
+                *secret.last.lock() = read.as_ref().ok().map(|read| (path, read.clone()));
+                drop(place);
+                read
+            });
+            if let Ok(read) = timeout(SECRET_PATIENCE, read).await {
+                return read.map_err(|_| "cannot be read".to_owned())?.map_err(|(problem, _)| problem);
+            }
+        }
+        let last = self.last.lock().clone().filter(|(of, _)| of == path).map(|(_, secret)| secret);
+        last.ok_or_else(|| format!("{} cannot be read: its disk does not answer", path.display()))
     }
 }
 

@@ -21,9 +21,10 @@ pub use refusal::Refusal;
 use rows::{Refusals, Rows};
 use time::OffsetDateTime;
 use tokio::{
-    sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, broadcast},
-    time::Instant,
+    sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, Semaphore, broadcast},
+    time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -102,6 +103,8 @@ pub struct Control {
     /// Locks by itself, also under `now`.
     signals: Signals,
     wake_recorder: Arc<Notify>,
+    /// Threads that may read the store at a time. Whoever writes needs one, too, and so does much else.
+    readers: Arc<Semaphore>,
 }
 
 struct Now {
@@ -128,6 +131,11 @@ struct Now {
 /// Longest texts in an audit row that come from a caller, in characters.
 const REASON_LENGTH: usize = 1_000;
 const ROUTE_LENGTH: usize = 100;
+
+/// How long a change that is live, or a takeover, waits for the disk.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+const READERS: usize = 2;
+const READ_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Entry {
     live: Recorded,
@@ -212,6 +220,7 @@ impl Control {
             }),
             signals: Signals::new(signals),
             wake_recorder: Arc::new(Notify::new()),
+            readers: Arc::new(Semaphore::new(READERS)),
         });
         let turn = control.turn.lock().await;
         control.install(&config)?;
@@ -481,9 +490,9 @@ impl Control {
 
     /// Incidents as JSON objects, newest first, with those the disk does not have yet.
     pub async fn incidents(&self, route: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
-        let (store, wanted) = (self.store.clone(), route.map(str::to_owned));
+        let wanted = route.map(str::to_owned);
         let mut incidents = self.waiting_incidents(|row| route.is_none_or(|route| row.route == route));
-        let recorded = blocking(move || store.incidents(wanted.as_deref(), limit)).await?;
+        let recorded = self.read(move |store| store.incidents(wanted.as_deref(), limit)).await?;
         // A row that was written in between is in both.
         incidents.retain(|row| !recorded.contains(row));
         incidents.extend(recorded);
@@ -496,14 +505,33 @@ impl Control {
         if let Some(waiting) = self.waiting_incidents(|row| row.id == id).pop() {
             return Ok(Some(waiting));
         }
-        let (store, id) = (self.store.clone(), id.to_owned());
-        blocking(move || store.incident(&id)).await
+        let id = id.to_owned();
+        self.read(move |store| store.incident(&id)).await
     }
 
     /// Audit rows, newest first.
     pub async fn audit(&self, route: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
-        let (store, route) = (self.store.clone(), route.map(str::to_owned));
-        blocking(move || store.audit(route.as_deref(), limit)).await
+        let route = route.map(str::to_owned);
+        self.read(move |store| store.audit(route.as_deref(), limit)).await
+    }
+
+    /// Reads what is on disk. Errors: also when there is no answer in time; the thread is lost to other readers until
+    /// there is one, whether or not anybody still waits for it.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn StateStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (store, readers) = (self.store.clone(), self.readers.clone());
+        let read = async {
+            let place = readers.acquire_owned().await;
+            blocking(move || {
+                let read = work(&*store);
+                drop(place);
+                read
+            })
+            .await
+        };
+        timeout(READ_PATIENCE, read).await.unwrap_or_else(|_| Err(silent(READ_PATIENCE)))
     }
 
     /// Writes what the disk does not have. Done by itself; call it before the process ends, so that nothing waits.
@@ -513,9 +541,11 @@ impl Control {
     }
 
     /// Refuses every change from now on, writes what the disk does not have, and lets another process have the store.
-    /// Traffic follows what is live. Errors: it could not be written or closed, and nothing is frozen.
-    pub async fn freeze(&self) -> Result<(), StoreError> {
-        let turn = self.turn.lock().await;
+    /// Traffic follows what is live. Errors: it could not be written or closed, or not in time, and nothing is frozen.
+    pub async fn freeze(self: &Arc<Self>) -> Result<(), StoreError> {
+        // Before anything is frozen: while a disk hangs green must come off.
+        self.flush_within(DISK_PATIENCE).await?;
+        let turn = timeout(DISK_PATIENCE, self.turn.lock()).await.map_err(|_| silent(DISK_PATIENCE))?;
         self.now.lock().frozen = true;
         let written = self.write(&turn, None).await;
         let store = self.store.clone();
@@ -529,24 +559,24 @@ impl Control {
         let_go
     }
 
-    /// Takes the store back and changes again. Errors: the store cannot be had yet. It is tried again, and changes are
-    /// what they are with a disk that fails.
+    /// Changes again, and takes the store back. Green can be lowered and taken off at once; whatever else changes waits
+    /// for the store. Errors: the store cannot be had yet. It is tried again, and changes are what they are with a disk
+    /// that fails.
     pub async fn thaw(&self) -> Result<(), StoreError> {
+        // With the turn, so that no reload comes before what the other process has recorded is known.
         let turn = self.turn.lock().await;
+        self.now.lock().frozen = false;
         let store = self.store.clone();
         let recorded = blocking(move || {
             store.take_back()?;
             store.load()
         })
         .await;
-        {
+        // The other process may have recorded routes that are new to us.
+        if let Ok(recorded) = &recorded {
             let now = &mut *self.now.lock();
-            now.frozen = false;
-            // The other process may have recorded routes that are new to us.
-            if let Ok(recorded) = &recorded {
-                let dormant = recorded.iter().filter(|(route, _)| !now.routes.contains_key(*route));
-                now.dormant = dormant.map(|(route, recorded)| (route.clone(), recorded.clone())).collect();
-            }
+            let dormant = recorded.iter().filter(|(route, _)| !now.routes.contains_key(*route));
+            now.dormant = dormant.map(|(route, recorded)| (route.clone(), recorded.clone())).collect();
         }
         // What waited; it is tried again when this fails.
         let _ = self.write(&turn, None).await;
@@ -573,7 +603,12 @@ impl Control {
         rows.filter(|(_, row)| wanted(row)).map(|(_, row)| row.json.clone()).collect()
     }
 
-    async fn change_split(&self, change: &Change, split: Split, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+    async fn change_split(
+        self: &Arc<Self>,
+        change: &Change,
+        split: Split,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
         let audited = |refusal| self.audit_refusal(change, Some(split), refusal);
         // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
         let step = self.decide(change, split, if_match, None).map_err(audited)?;
@@ -643,7 +678,7 @@ impl Control {
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
 
-    async fn clear(&self, change: &Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+    async fn clear(self: &Arc<Self>, change: &Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
         let turn = self.turn.lock().await;
         let (before, cleared) = {
             let mut now = self.now.lock();
@@ -749,20 +784,38 @@ impl Control {
         }
     }
 
-    /// Waits until a state that is live, or one that has followed it, is on disk. The answer is that state.
-    async fn settle(&self, view: RouteView) -> Result<RouteView, Refusal> {
+    /// Waits until a state that is live, or one that has followed it, is on disk. The answer is that state. A disk that
+    /// hangs is answered like one that fails: whoever took green off has to know that it is off.
+    async fn settle(self: &Arc<Self>, view: RouteView) -> Result<RouteView, Refusal> {
         let pending = {
             let now = self.now.lock();
             now.unrecorded.contains(&view.route) || !now.rows.is_empty()
         };
         if pending {
-            let turn = self.turn.lock().await;
-            let written = self.write(&turn, None).await;
+            let written = self.flush_within(DISK_PATIENCE).await;
             if self.now.lock().unrecorded.contains(&view.route) {
                 written.map_err(Refusal::LiveNotRecorded)?;
             }
         }
         Ok(RouteView { persisted: true, ..view })
+    }
+
+    /// Writes what the disk does not have. Errors: also when that takes longer. A write that has begun goes on then, and
+    /// what comes of it is taken note of; what has not begun is left to the next.
+    async fn flush_within(self: &Arc<Self>, patience: Duration) -> Result<(), StoreError> {
+        let (control, given_up) = (self.clone(), CancellationToken::new());
+        let until = given_up.clone();
+        let _given_up = given_up.drop_guard();
+        let flush = tokio::spawn(async move {
+            match until.run_until_cancelled(control.turn.lock()).await {
+                Some(turn) => control.write(&turn, None).await,
+                None => Err(silent(patience)),
+            }
+        });
+        match timeout(patience, flush).await {
+            Ok(flushed) => flushed.unwrap_or_else(|_| Err(abandoned())),
+            Err(_) => Err(silent(patience)),
+        }
     }
 
     /// Evidence up to now says nothing any more: what is under way, and what ended up to the second that is returned,
@@ -1128,16 +1181,22 @@ fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::Other("the operation was abandoned; try it again".to_owned())))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(abandoned()))
+}
+
+fn abandoned() -> StoreError {
+    StoreError::Other("the operation was abandoned; try it again".to_owned())
+}
+
+fn silent(patience: Duration) -> StoreError {
+    StoreError::Other(format!("did not answer within {patience:?}; check the disk it is on"))
 }
 
 /// Records in the background: trips, refused attempts, values of signals, and whatever could not be written.
 async fn keep_recording(control: Weak<Control>, wake: Arc<Notify>) {
     loop {
         // Values of signals come all the time, and share a write.
-        let _ = tokio::time::timeout(SIGNALS_EVERY, wake.notified()).await;
+        let _ = timeout(SIGNALS_EVERY, wake.notified()).await;
         loop {
             let Some(control) = control.upgrade() else { return };
             if control.flush().await.is_ok() {

@@ -101,7 +101,7 @@ impl Observation {
     }
 }
 
-/// How many [`Second`]s a plane remembers.
+/// How many [`Second`]s a plane remembers. Three tallies of each are 1.8 MB of a route that is idle.
 pub const SECONDS_KEPT: usize = 300;
 
 #[derive(Clone, Debug, Default)]
@@ -229,7 +229,7 @@ impl Default for Tally {
             fallbacks: 0,
             bytes_in: 0,
             bytes_out: 0,
-            // Two significant digits are within 1 %; auto-resizing keeps an idle second at a few hundred bytes.
+            // Two significant digits are within 1 %; auto-resizing keeps an idle second at 256 counts, 2 KiB.
             latency_us: Histogram::new(2).expect("two digits are valid"),
             failed_keys: Keys::default(),
             slow_keys: Keys::default(),

@@ -4,6 +4,7 @@
 //! an address behind a name, a certificate) makes a new `Live`; what is under way keeps the one it started with.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -132,21 +133,45 @@ impl Socket {
     }
 }
 
+/// The certificates, keys and roots that a configuration names.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// By the first route of each socket.
+    listeners: BTreeMap<usize, Arc<rustls::ServerConfig>>,
+    arms: BTreeMap<(usize, Arm), Arc<UpstreamTls>>,
+}
+
+impl Files {
+    /// Takes as long as their disk does: not for whoever holds what a rollback needs. Errors: every fault.
+    pub(crate) fn read(config: &Config) -> Result<Self, Vec<Fault>> {
+        let (mut files, mut faults) = (Self::default(), Vec::new());
+        for socket in sockets_of(config) {
+            match tls::server_config(socket.protocol, socket.settings(config)) {
+                Ok(tls) => files.listeners.extend(tls.map(|tls| (socket.routes[0], tls))),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        let system = OnceCell::new();
+        for (index, route) in config.routes.iter().enumerate() {
+            for arm in Arm::BOTH {
+                let Some(settings) = &route.arm(arm).tls else { continue };
+                match UpstreamTls::load(&format!("route[{index}].{arm}.tls"), settings, &system) {
+                    Ok(tls) => drop(files.arms.insert((index, arm), tls)),
+                    Err(fault) => faults.push(fault),
+                }
+            }
+        }
+        if faults.is_empty() { Ok(files) } else { Err(faults) }
+    }
+}
+
 /// What is wrong with the files that a configuration names: certificates, keys and tokens.
 pub(crate) fn check_files(config: &Config) -> Vec<Fault> {
-    let listeners = sockets_of(config)
-        .into_iter()
-        .filter_map(|socket| tls::server_config(socket.protocol, socket.settings(config)).err());
-    let arms = config.routes.iter().enumerate().flat_map(|(index, route)| {
-        Arm::BOTH.into_iter().filter_map(move |arm| {
-            let place = format!("route[{index}].{arm}.tls");
-            UpstreamTls::load(&place, route.arm(arm).tls.as_ref()?).err()
-        })
-    });
     let access = Access::open(&config.admin).err().map(|error| error.fault());
     let admin = config.admin.tls.iter().filter_map(|files| tls::admin_config(files).err());
     let alerts = Alerts::check_files(config);
-    access.into_iter().chain(admin).chain(alerts).chain(listeners).chain(arms).collect()
+    let files = Files::read(config).err().unwrap_or_default();
+    access.into_iter().chain(admin).chain(alerts).chain(files).collect()
 }
 
 /// Where to listen, in the order of the configuration. HTTP routes with the same address share a socket; the others
@@ -175,29 +200,25 @@ pub(crate) struct Parts<'a> {
     pub(crate) addresses: &'a Addresses,
     /// Its meters, mirrors and endpoints go on where the settings are the same.
     pub(crate) previous: &'a Live,
-    /// Read certificate files again. Without, `config` must be the one that `previous` was made of.
-    pub(crate) reread: bool,
+    /// Those of `config`. Without, it must be the one that `previous` was made of, which goes on with its own.
+    pub(crate) files: Option<&'a Files>,
     pub(crate) workers: usize,
     /// As many as there are descriptors for.
     pub(crate) max_connections: usize,
     pub(crate) mirror_thread: &'a MirrorThread,
 }
 
-/// Builds the whole anew. Opens certificate files. Starts the checks of new endpoints, so it must be called within a
-/// runtime. Errors: every fault, one a line; nothing has been started.
+/// Builds the whole anew. Starts the checks of new endpoints, so it must be called within a runtime. Errors: every fault,
+/// one a line; nothing has been started.
 pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
     let mut faults = Vec::new();
     let mut routes = BTreeMap::new();
     let mut started = Vec::new();
     for (index, settings) in parts.config.routes.iter().enumerate() {
-        match build_route(&format!("route[{index}]"), settings, parts, &mut started) {
-            Ok(route) => {
-                routes.insert(settings.name.clone(), Shared::new(route, parts.workers));
-            }
-            Err(fault) => faults.push(fault),
-        }
+        let route = build_route(index, settings, parts, &mut started);
+        routes.insert(settings.name.clone(), Shared::new(route, parts.workers));
     }
-    let listeners = if faults.is_empty() { listeners(parts, &routes, &mut faults) } else { Vec::new() };
+    let listeners = listeners(parts, &routes, &mut faults);
     if !faults.is_empty() {
         return Err(InstallError(Faults(faults).to_string()));
     }
@@ -212,21 +233,13 @@ pub(crate) fn build(parts: &Parts<'_>) -> Result<Live, InstallError> {
 
 type Started = Vec<(Shared<Endpoint>, Check)>;
 
-fn build_route(
-    place: &str,
-    settings: &config::Route,
-    parts: &Parts<'_>,
-    started: &mut Started,
-) -> Result<Route, Fault> {
+fn build_route(index: usize, settings: &config::Route, parts: &Parts<'_>, started: &mut Started) -> Route {
     let previous = parts.previous.routes.get(&settings.name);
-    let arm = |arm: Arm, started: &mut Started| -> Result<Arc<ArmUpstream>, Fault> {
+    let arm = |arm: Arm, started: &mut Started| {
         let wanted = settings.arm(arm);
-        let tls = match &wanted.tls {
-            None => None,
-            Some(tls) => Some(match previous.and_then(|previous| previous.upstream(arm).tls.as_ref()) {
-                Some(loaded) if !parts.reread => Arc::clone(loaded),
-                _ => UpstreamTls::load(&format!("{place}.{arm}.tls"), tls)?,
-            }),
+        let tls = match parts.files {
+            Some(files) => files.arms.get(&(index, arm)).cloned(),
+            None => previous.and_then(|previous| previous.upstream(arm).tls.clone()),
         };
         // Checks over TLS go on with what they started with, so other TLS makes other endpoints.
         let known = previous
@@ -255,14 +268,14 @@ fn build_route(
                 ));
             }
         }
-        Ok(Arc::new(ArmUpstream { arm, endpoints, tls, http_version: wanted.http_version }))
+        Arc::new(ArmUpstream { arm, endpoints, tls, http_version: wanted.http_version })
     };
-    let (blue, green) = (arm(Arm::Blue, started)?, arm(Arm::Green, started)?);
+    let (blue, green) = (arm(Arm::Blue, started), arm(Arm::Green, started));
     let mirror = settings.mirror.map(|mirror| {
         let previous = previous.and_then(|previous| previous.mirror.as_deref());
         Mirror::new(previous, &settings.name, mirror, [&blue, &green], parts.workers, parts.mirror_thread)
     });
-    Ok(Route {
+    Route {
         blue,
         green,
         state: parts.states.get(&settings.name).copied().unwrap_or_default(),
@@ -271,7 +284,7 @@ fn build_route(
         meter: previous.map_or_else(|| Meter::new(parts.workers), |previous| previous.meter.clone()),
         mirror,
         settings: Arc::new(settings.clone()),
-    })
+    }
 }
 
 fn addresses_of(endpoint: &config::Endpoint, addresses: &Addresses) -> Vec<SocketAddr> {
@@ -290,16 +303,9 @@ fn listeners(parts: &Parts<'_>, routes: &BTreeMap<String, Shared<Route>>, faults
         let mut here: Vec<&Shared<Route>> =
             socket.routes.iter().filter_map(|index| routes.get(&parts.config.routes[*index].name)).collect();
         let Some(first) = here.first().map(|route| Shared::clone(route)) else { continue };
-        let loaded = parts.previous.listeners.get(listeners.len()).filter(|_| !parts.reread);
-        let tls = match loaded {
-            Some(loaded) => loaded.tls.clone(),
-            None => match tls::server_config(socket.protocol, socket.settings(parts.config)) {
-                Ok(tls) => tls,
-                Err(fault) => {
-                    faults.push(fault);
-                    continue;
-                }
-            },
+        let tls = match parts.files {
+            Some(files) => files.listeners.get(&socket.routes[0]).cloned(),
+            None => parts.previous.listeners.get(listeners.len()).and_then(|known| known.tls.clone()),
         };
         here.sort_by_key(|route| std::cmp::Reverse(route.settings.matching.path.len()));
         let mut listener = Listener {

@@ -14,14 +14,14 @@ use std::{
 use ::time::OffsetDateTime;
 use admin_api::{DataPlane, InstallError, MetricKind, Observation, ProcessMetric, RouteState, Second};
 use arc_swap::{ArcSwap, Guard};
-use config::{Arm, Config};
+use config::{Arm, Config, Fault, Faults};
 use parking_lot::Mutex;
 use tokio::time;
 
 use crate::{
     limits::{Clients, within_file_limit},
     listen::Connections,
-    live::{self, Addresses, Live, Parts, sockets_of},
+    live::{self, Addresses, Files, Live, Parts, sockets_of},
     mirror::MirrorThread,
     splice,
     takeover::Predecessor,
@@ -34,6 +34,8 @@ pub(crate) struct Plane {
     live: ArcSwap<Live>,
     /// What `live` was made from. Held while a new one is made, so that no change is lost between two.
     source: Mutex<Source>,
+    /// Of a configuration that is about to be installed.
+    read: Mutex<Option<(Arc<Config>, Files)>>,
     workers: usize,
     mirror_thread: MirrorThread,
     serving: AtomicBool,
@@ -72,6 +74,7 @@ impl Plane {
         Arc::new(Self {
             live: ArcSwap::default(),
             source: Mutex::default(),
+            read: Mutex::default(),
             workers,
             mirror_thread,
             serving: AtomicBool::new(false),
@@ -104,12 +107,24 @@ impl Plane {
         let _ = self.predecessor.set(predecessor);
     }
 
-    /// Reads the configuration's certificate files again. Errors: nothing changed.
+    /// Reads the files that a configuration names, so that its `install`, which rollbacks wait for, waits for no disk.
+    /// Blocks. Errors: every fault.
+    pub(crate) fn read_files(&self, config: &Arc<Config>) -> Result<(), InstallError> {
+        let files = Files::read(config).map_err(faulty)?;
+        *self.read.lock() = Some((Arc::clone(config), files));
+        Ok(())
+    }
+
+    /// Reads the configuration's files again. Blocks. Errors: nothing changed.
     pub(crate) fn reread_files(&self) -> Result<(), InstallError> {
+        let Some(config) = self.source.lock().config.clone() else { return Ok(()) };
+        let files = Files::read(&config).map_err(faulty)?;
         let source = self.source.lock();
-        let Some(config) = source.config.clone() else { return Ok(()) };
-        let live = self.build(&config, &source, true)?;
-        self.live.store(Arc::new(live));
+        // A configuration that came meanwhile has read its own.
+        if source.config.as_ref().is_some_and(|now| Arc::ptr_eq(now, &config)) {
+            let live = self.build(&config, &source, Some(&files))?;
+            self.live.store(Arc::new(live));
+        }
         Ok(())
     }
 
@@ -123,7 +138,7 @@ impl Plane {
             return Ok(false);
         }
         if let Some(config) = &new.config {
-            let live = self.build(config, &new, false)?;
+            let live = self.build(config, &new, None)?;
             self.live.store(Arc::new(live));
         }
         *source = new;
@@ -152,18 +167,22 @@ impl Plane {
         }
     }
 
-    fn build(&self, config: &Config, source: &Source, reread: bool) -> Result<Live, InstallError> {
+    fn build(&self, config: &Config, source: &Source, files: Option<&Files>) -> Result<Live, InstallError> {
         live::build(&Parts {
             config,
             states: &source.states,
             addresses: &source.addresses,
             previous: &self.live.load(),
-            reread,
+            files,
             workers: self.workers,
             max_connections: source.max_connections,
             mirror_thread: &self.mirror_thread,
         })
     }
+}
+
+fn faulty(faults: Vec<Fault>) -> InstallError {
+    InstallError(Faults(faults).to_string())
 }
 
 impl DataPlane for Plane {
@@ -198,6 +217,12 @@ impl DataPlane for Plane {
     }
 
     fn install(&self, config: &Arc<Config>, states: &BTreeMap<String, RouteState>) -> Result<(), InstallError> {
+        let read = self.read.lock().take().filter(|(of, _)| Arc::ptr_eq(of, config));
+        let files = match read {
+            Some((_, files)) => files,
+            // At the start nobody waits.
+            None => Files::read(config).map_err(faulty)?,
+        };
         let mut source = self.source.lock();
         let mut new = Source { config: Some(Arc::clone(config)), states: states.clone(), ..source.clone() };
         let wanted = config.server.max_connections;
@@ -206,7 +231,7 @@ impl DataPlane for Plane {
             new.max_connections =
                 within_file_limit(wanted, self.workers * (2 * sockets_of(config).len() + splice::DESCRIPTORS));
         }
-        let live = self.build(config, &new, true)?;
+        let live = self.build(config, &new, Some(&files))?;
         self.live.store(Arc::new(live));
         *source = new;
         Ok(())

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    net::{IpAddr, SocketAddr, TcpListener as StdListener, ToSocketAddrs},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     thread,
@@ -17,7 +17,7 @@ use tokio::{
     net::TcpListener,
     runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::JoinSet,
     time::{self, Duration, Instant},
 };
@@ -41,6 +41,9 @@ const FILES_EVERY: Duration = Duration::from_secs(1);
 const NAMES_EVERY: Duration = Duration::from_secs(5);
 /// How long a look-up of names may hold up the start or a reload.
 const NAMES_PATIENCE: Duration = Duration::from_secs(5);
+/// Names looked up at a time, also those that nobody waits for any more: each has a thread, and so do the writes to the
+/// state file.
+static LOOK_UPS: Semaphore = Semaphore::const_new(64);
 /// What the state file may take when the process ends: a disk that is merely slow is worth waiting for.
 const STATE_PATIENCE: Duration = Duration::from_secs(10);
 /// What the last minute of the history may take then: longer than somebody reads it.
@@ -256,7 +259,8 @@ impl Server {
 }
 
 fn control_runtime() -> Result<Arc<Runtime>> {
-    // Two, so that reading certificates does not hold up a rollback.
+    // Two, so that a large configuration that goes live does not hold up everything else. What reads files has threads of
+    // its own.
     let control = runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
     Ok(Arc::new(control.context("cannot start the control plane's threads")?))
 }
@@ -392,7 +396,17 @@ async fn look_up(names: &BTreeSet<String>, known: &Addresses) -> Addresses {
     let mut looking = JoinSet::new();
     for name in names.iter().cloned() {
         looking.spawn(async move {
-            let found = match time::timeout(NAMES_PATIENCE, tokio::net::lookup_host((name.as_str(), 0))).await {
+            let host = name.clone();
+            let look = async move {
+                let place = LOOK_UPS.acquire().await;
+                blocking(move || {
+                    let found = (host.as_str(), 0).to_socket_addrs();
+                    drop(place);
+                    found
+                })
+                .await
+            };
+            let found = match time::timeout(NAMES_PATIENCE, look).await {
                 Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect::<BTreeSet<_>>()),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("no answer within {NAMES_PATIENCE:?}")),
@@ -492,13 +506,13 @@ async fn look_at(path: PathBuf, config: Arc<Config>) -> Look {
     .await
 }
 
-/// Files may be on a disk that hangs, and the guard must go on meanwhile.
+/// Files may be on a disk that hangs, names with a server that does, and the guard must go on meanwhile.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("reading files does not panic, and nobody aborts it")
+    tokio::task::spawn_blocking(work).await.expect("reading and looking up do not panic, and nobody aborts them")
 }
 
 /// Makes a changed file live, or says why not and changes nothing.
-async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
+async fn reload(path: &Path, plane: &Arc<Plane>, control: &Arc<Control>) {
     let file = path.to_owned();
     let config = match blocking(move || Config::load(&file)).await {
         Ok(config) => config,
@@ -518,7 +532,12 @@ async fn reload(path: &Path, plane: &Plane, control: &Arc<Control>) {
             return refuse(control, &fault.to_string());
         }
     }
-    match control.reload(Arc::new(config)).await {
+    let config = Arc::new(config);
+    let (reader, named) = (Arc::clone(plane), Arc::clone(&config));
+    if let Err(fault) = blocking(move || reader.read_files(&named)).await {
+        return refuse(control, &fault.to_string());
+    }
+    match control.reload(config).await {
         Ok(()) => tracing::info!("Configuration reloaded"),
         // The control has told whoever listens to its events.
         Err(fault) => tracing::error!(%fault, "Configuration is not reloaded, the old one stays"),

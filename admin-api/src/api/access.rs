@@ -16,8 +16,11 @@ use http::{HeaderMap, StatusCode, header, uri::Authority};
 use parking_lot::Mutex;
 use ring::digest;
 pub(crate) use tokens::Tokens;
-use tokio::time::Instant;
-use tracing::{error, info};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+use tracing::{error, info, warn};
 
 use super::Problem;
 use crate::Actor;
@@ -36,7 +39,7 @@ pub(super) enum Role {
 pub struct Access {
     /// Lower case, without port.
     hosts: Vec<String>,
-    tokens: Option<TokenFile>,
+    tokens: Option<Arc<TokenFile>>,
 }
 
 /// Why the admin API may not be opened.
@@ -113,7 +116,7 @@ impl Access {
         if !admin.listen.ip().to_canonical().is_loopback() && (admin.tokens.is_none() || admin.tls.is_none()) {
             return Err(AccessError::Unprotected(admin.listen));
         }
-        let tokens = admin.tokens.as_deref().map(TokenFile::open).transpose()?;
+        let tokens = admin.tokens.as_deref().map(TokenFile::open).transpose()?.map(Arc::new);
         let hosts = admin.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         Ok(Self { hosts, tokens })
     }
@@ -246,6 +249,8 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 struct TokenFile {
     path: PathBuf,
     read: Mutex<Read>,
+    /// One place: whoever looks at the file has it until the disk has answered.
+    looking: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -267,6 +272,8 @@ struct Stamp {
 }
 
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long a request waits for a look at the file: a rollback must not wait for a disk that hangs.
+const LOOK_PATIENCE: Duration = Duration::from_millis(200);
 const TOKENS_LENGTH: u64 = 1024 * 1024;
 
 impl TokenFile {
@@ -274,38 +281,53 @@ impl TokenFile {
         let stamp = stamp(path);
         let tokens = Arc::new(read_tokens(path).map_err(|refused| refused.error)?);
         let read = Read { tokens, stamp, checked: Instant::now(), problem: None };
-        Ok(Self { path: path.to_owned(), read: Mutex::new(read) })
+        Ok(Self { path: path.to_owned(), read: Mutex::new(read), looking: Arc::new(Semaphore::new(1)) })
     }
 
-    /// The tokens, read again when their file has changed.
-    ///
-    /// A file with faults adds no token and raises no role, but takes away what it does not have any more: whoever
-    /// revokes a token must not have to get the rest right first. One that cannot be read changes nothing.
-    async fn current(&self) -> Arc<Tokens> {
+    /// The tokens, read again when their file has changed; those in memory while it does not answer.
+    async fn current(self: &Arc<Self>) -> Arc<Tokens> {
         let now = Instant::now();
-        let (tokens, before, refused) = {
+        {
             let mut read = self.read.lock();
             if now < read.checked + CHECK_EVERY {
                 return read.tokens.clone();
             }
             read.checked = now;
-            (read.tokens.clone(), read.stamp, read.problem.is_some())
+        }
+        if let Ok(place) = self.looking.clone().try_acquire_owned() {
+            let file = self.clone();
+            let look = tokio::task::spawn_blocking(move || {
+                file.look();
+                drop(place);
+            });
+            if timeout(LOOK_PATIENCE, look).await.is_err() {
+                warn!(path = %self.path.display(), "The tokens file does not answer; the tokens before still count");
+            }
+        }
+        self.read.lock().tokens.clone()
+    }
+
+    /// Reads the tokens again if their file has changed. Blocks.
+    ///
+    /// A file with faults adds no token and raises no role, but takes away what it does not have any more: whoever
+    /// revokes a token must not have to get the rest right first. One that cannot be read changes nothing.
+    fn look(&self) {
+        let (before, refused) = {
+            let read = self.read.lock();
+            (read.stamp, read.problem.is_some())
         };
-        let path = self.path.clone();
-        let look = move || {
-            // Before the content: a change in between is seen at the next look.
-            let stamp = stamp(&path);
-            // What could not be read may be readable now, and its stamp the same.
-            (stamp != before || refused).then(|| (stamp, read_tokens(&path)))
-        };
-        let Ok(Some((stamp, again))) = tokio::task::spawn_blocking(look).await else { return tokens };
+        // Before the content: a change in between is seen at the next look.
+        let stamp = stamp(&self.path);
+        // What could not be read may be readable now, and its stamp the same.
+        if stamp == before && !refused {
+            return;
+        }
+        let again = read_tokens(&self.path);
         let mut read = self.read.lock();
         read.stamp = stamp;
         match again {
             Ok(again) => {
-                if stamp != before || refused {
-                    info!(path = %self.path.display(), tokens = again.len(), "Tokens read again");
-                }
+                info!(path = %self.path.display(), tokens = again.len(), "Tokens read again");
                 read.tokens = Arc::new(again);
                 read.problem = None;
             }
@@ -320,7 +342,6 @@ impl TokenFile {
                 read.problem = Some(problem);
             }
         }
-        read.tokens.clone()
     }
 }
 
@@ -369,7 +390,41 @@ fn fingerprint(token: &str) -> digest::Digest {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::PermissionsExt, sync::mpsc};
+
     use super::*;
+
+    #[test]
+    fn a_disk_that_hangs_holds_nobody_up_and_is_asked_once() {
+        const OLD: &str = "old-0123456789abcdef";
+        const NEW: &str = "new-0123456789abcdef";
+        let path = std::env::temp_dir().join(format!("crossfade-tokens-{}", std::process::id()));
+        let write = |token: &str| {
+            fs::write(&path, format!("{token} operate\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        write(OLD);
+        let file = Arc::new(TokenFile::open(&path).unwrap());
+        write(NEW);
+        let due = || file.read.lock().checked = Instant::now() - 2 * CHECK_EVERY;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        runtime.unwrap().block_on(async {
+            // What hangs has the only thread there is for files.
+            let (answer, hangs) = mpsc::channel::<()>();
+            let hanging = tokio::task::spawn_blocking(move || hangs.recv());
+            for _ in 0..3 {
+                due();
+                let tokens = timeout(Duration::from_secs(10), file.current()).await.expect("an answer");
+                assert!(tokens.find(OLD).is_some(), "the tokens in memory");
+            }
+            assert_eq!(Arc::strong_count(&file), 2, "one look is under way");
+            drop(answer);
+            assert!(hanging.await.unwrap().is_err());
+            let _looked = file.looking.acquire().await.unwrap();
+            assert!(file.read.lock().tokens.find(NEW).is_some(), "what the disk said in the end");
+        });
+        fs::remove_file(&path).unwrap();
+    }
 
     fn access(hosts: &[&str]) -> Access {
         Access { hosts: hosts.iter().map(|host| (*host).to_owned()).collect(), tokens: None }

@@ -127,6 +127,21 @@ impl Fields {
         None
     }
 
+    /// What one line has room for of a text, for whoever is in a hurry. `None`: nothing.
+    pub(super) fn line(&mut self, name: &str) -> Option<String> {
+        match self.take(name)? {
+            Value::String(text) => {
+                let text = text.replace(char::is_control, " ");
+                let line: String = text.trim().chars().take(LONGEST_TEXT).collect();
+                (!line.is_empty()).then_some(line)
+            }
+            other => {
+                self.fault(name, format!("is {}, not a text", kind(&other)), "give it a text, or leave it out");
+                None
+            }
+        }
+    }
+
     pub(super) fn percentage(&mut self, name: &str) -> Option<Split> {
         let cure = "give it a number from 0 to 100 in steps of 0.01";
         let value = self.take(name)?;

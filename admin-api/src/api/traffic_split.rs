@@ -69,7 +69,7 @@ struct RollbackRequest {
     /// May be left out when there is only one.
     #[schema(nullable = false)]
     route: Option<String>,
-    /// One line, at most 500 characters.
+    /// Its first 500 characters are kept, on one line.
     #[schema(nullable = false)]
     reason: Option<String>,
 }
@@ -209,7 +209,7 @@ pub(super) async fn reset(
 /// What a change that has a reason is held up by.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Urgency {
-    /// By nothing: neither a missing reason nor a stale tag.
+    /// By nothing: neither a reason that is missing or runs on, nor a stale tag.
     Emergency,
     Considered,
 }
@@ -280,7 +280,10 @@ impl Asked {
         let config = control.config();
         let route = self.route(&config.routes, &mut fields)?;
         let given = fields.has("reason");
-        let reason = fields.text("reason");
+        let reason = match urgency {
+            Urgency::Emergency => fields.line("reason"),
+            Urgency::Considered => fields.text("reason"),
+        };
         if urgency == Urgency::Considered && !given {
             fields.fault("reason", "is missing", "say why, for whoever reads the audit trail");
         }

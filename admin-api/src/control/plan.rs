@@ -213,7 +213,12 @@ impl Control {
         }
     }
 
-    async fn steer(&self, change: &Change, wanted: &PlanChange, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+    async fn steer(
+        self: &Arc<Self>,
+        change: &Change,
+        wanted: &PlanChange,
+        if_match: Option<u64>,
+    ) -> Result<RouteView, Refusal> {
         // To stop must not wait for a turn that a raise may hold as long as the disk takes.
         let stops = matches!(wanted, PlanChange::Pause | PlanChange::Abort);
         let turn = if stops { None } else { Some(self.turn.lock().await) };

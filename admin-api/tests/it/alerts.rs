@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use admin_api::Guardian;
+use admin_api::{Guardian, Refusal};
 use config::Config;
 use ring::hmac;
 use serde_json::Value;
@@ -287,4 +287,30 @@ async fn that_both_arms_are_bad_is_told_once() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((&told[0]["event"]["type"], &told[0]["event"]["cause"]), (&"caution".into(), &"shared_cause".into()));
     server.stop().await;
+}
+
+#[test]
+fn a_disk_that_hangs_stops_no_webhook() {
+    let folder = Folder::new();
+    let secret = folder.file("secret");
+    fs::write(&secret, "s3cret\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let peer = Peer::start([Reply::Status(200)]).await;
+        let alerts = alert(&peer, "severity = \"info\"\nsecret_file = \"secret\"");
+        let server = Server::start(telling(&alerts, secret.parent().unwrap())).await;
+        server.control.set_split("shop", split(50.0), &ann(), None).await.unwrap();
+        in_state(&server, "delivered").await;
+
+        // What hangs has the only thread there is for files.
+        server.store.hang();
+        let rollback = server.control.rollback("shop", "errors", &ann()).await;
+        assert!(matches!(rollback, Err(Refusal::LiveNotRecorded(_))));
+        eventually("it is told of", || peer.requests().len() == 2).await;
+        let told = peer.requests().remove(1);
+        assert!(told.body.contains("rollback") && is_signed(&told, b"s3cret"), "{told:?}");
+        server.store.release();
+        server.stop().await;
+    });
 }

@@ -171,7 +171,7 @@ async fn rollback_latches_and_reset_frees() {
     assert!(server.plane.live("shop").latched);
     server.post("/reset", r#"{"route":"shop"}"#).await.problem(422);
     server.post("/reset", r#"{"route":"shop","reason":" "}"#).await.problem(422);
-    server.post("/rollback", r#"{"route":"shop","reason":"a\nb"}"#).await.problem(422);
+    server.post("/reset", r#"{"route":"shop","reason":"a\nb"}"#).await.problem(422);
     server.post("/rollback", r#"{"route":"shoe"}"#).await.problem(404);
     let reset = server.post("/reset", r#"{"route":"shop","reason":"fixed"}"#).await;
     assert_eq!((reset.status, &reset.json()["latched"]), (200, &json!(false)));
@@ -260,5 +260,22 @@ async fn detail_and_cure_are_apart_whatever_a_reason_says() {
     let conflict = server.post("/traffic-split", r#"{"green_percentage":60}"#).await.problem(409);
     let detail = "route shop: is latched (green failed 9 of 20; its error rate is high; see above)";
     assert_eq!((&conflict["detail"], &conflict["cure"]), (&detail.into(), &"reset it before raising green".into()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_rollback_is_not_refused_for_how_its_reason_is_written() {
+    let server = Server::start(shop()).await;
+    for (reason, kept) in [
+        ("two\nlines\r\n".to_owned(), "two lines".to_owned()),
+        ("ä".repeat(501), "ä".repeat(500)),
+        (" \n".to_owned(), "no reason given".to_owned()),
+    ] {
+        assert_eq!(server.post("/traffic-split", r#"{"green_percentage":10}"#).await.status, 200);
+        assert_eq!(server.post("/rollback", &json!({ "reason": reason }).to_string()).await.status, 200);
+        assert_eq!(server.plane.live("shop").split, split(0.0));
+        assert_eq!(server.control.state("shop").unwrap().recorded.latch.unwrap().reason, kept);
+        assert_eq!(server.post("/reset", r#"{"reason":"again"}"#).await.status, 200);
+    }
     server.stop().await;
 }

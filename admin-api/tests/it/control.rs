@@ -13,6 +13,7 @@ use admin_api::{
     StoreError, Surroundings,
 };
 use config::Guard;
+use tokio::task::JoinSet;
 
 use crate::support::{FakePlane, FakeStore, Folder, config, eventually, route, shop, shop_and_broker, split};
 
@@ -541,4 +542,84 @@ async fn what_is_live_before_a_freeze_is_on_disk_after_it() {
     store.fail(true);
     assert!(matches!(control.set_split("shop", split(0.5), &ann(), None).await, Err(Refusal::LiveNotRecorded(_))));
     assert!(control.freeze().await.is_err() && !control.is_frozen());
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_keeps_two_readers_at_most_and_answers_the_others() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    store.hang();
+    let raise = tokio::spawn({
+        let control = control.clone();
+        async move { control.set_split("shop", split(50.0), &ann(), None).await }
+    });
+    eventually("a write hangs", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    let mut readers = JoinSet::new();
+    for _ in 0..20 {
+        let control = control.clone();
+        readers.spawn(async move {
+            tokio::join!(control.audit(None, 1), control.incidents(None, 1), control.incident("x"))
+        });
+    }
+    while let Some(read) = readers.join_next().await {
+        let (audit, incidents, incident) = read.unwrap();
+        assert!(audit.is_err() && incidents.is_err(), "answered");
+        let problem = "state file: did not answer within 2s; check the disk it is on";
+        assert_eq!(incident.unwrap_err().to_string(), problem);
+    }
+    assert_eq!(store.reading.load(Ordering::Relaxed), 2, "nobody has a thread that nobody waits for");
+    store.release();
+    raise.await.unwrap().unwrap();
+    assert_eq!(plane.live("shop").split, split(50.0));
+    assert_eq!(control.audit(None, 1).await.unwrap().len(), 1, "and afterwards all is as it was");
+}
+
+#[tokio::test]
+async fn a_rollback_on_a_disk_that_hangs_is_live_at_once_and_answered() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    store.hang();
+    // The first hangs at the disk, the second waits for its turn.
+    let mut rollbacks = JoinSet::new();
+    for _ in 0..2 {
+        let control = control.clone();
+        rollbacks.spawn(async move { control.rollback("shop", "errors", &ann()).await });
+        eventually("a write hangs", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    }
+    assert_eq!((plane.live("shop").split, plane.live("shop").latched), (split(0.0), true));
+    while let Some(answer) = rollbacks.join_next().await {
+        let Err(Refusal::LiveNotRecorded(error)) = answer.unwrap() else { panic!("not on disk") };
+        assert_eq!(error.to_string(), "state file: did not answer within 5s; check the disk it is on");
+    }
+    assert!(!control.state("shop").unwrap().persisted);
+
+    store.release();
+    eventually("it is recorded", || control.state("shop").unwrap().persisted).await;
+    assert_eq!(store.recorded("shop"), control.state("shop").unwrap().recorded);
+    let rows = store.audit.lock().iter().filter(|row| row.action == "rollback").count();
+    assert_eq!(rows, 1, "once");
+}
+
+#[tokio::test]
+async fn a_takeover_that_fails_on_a_disk_that_hangs_keeps_green_on_no_longer() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    let judgement = breach(&plane);
+
+    control.freeze().await.unwrap();
+    store.hang();
+    let thaw = tokio::spawn({
+        let control = control.clone();
+        async move { control.thaw().await }
+    });
+    eventually("the store is asked back", || store.reading.load(Ordering::Relaxed) == 1).await;
+    let epoch = control.watched()[0].epoch;
+    assert!(control.trip("shop", epoch, &judgement).is_some(), "the guard judges");
+    assert_eq!(plane.live("shop").split, split(0.0));
+
+    // Nothing is frozen for another that cannot have the store.
+    assert!(control.freeze().await.is_err() && !control.is_frozen());
+    store.release();
+    thaw.await.unwrap().unwrap();
+    eventually("the trip is recorded", || control.state("shop").unwrap().persisted).await;
 }

@@ -238,6 +238,7 @@ pub(crate) struct FakeStore {
     hanging: Mutex<bool>,
     released: Condvar,
     pub(crate) waiting: AtomicU64,
+    pub(crate) reading: AtomicU64,
 }
 
 impl FakeStore {
@@ -252,6 +253,16 @@ impl FakeStore {
     pub(crate) fn release(&self) {
         *self.hanging.lock() = false;
         self.released.notify_all();
+    }
+
+    /// A write that hangs has the file, and a read waits for it.
+    fn read(&self) {
+        self.reading.fetch_add(1, Ordering::Relaxed);
+        let mut hanging = self.hanging.lock();
+        while *hanging {
+            self.released.wait(&mut hanging);
+        }
+        self.reading.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn fail(&self, failing: bool) {
@@ -284,14 +295,17 @@ impl StateStore for FakeStore {
     }
 
     fn incidents(&self, _: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
+        self.read();
         Ok(self.incidents.lock().iter().rev().take(limit).map(|(_, json)| json.clone()).collect())
     }
 
     fn incident(&self, id: &str) -> Result<Option<String>, StoreError> {
+        self.read();
         Ok(self.incidents.lock().iter().find(|(other, _)| other == id).map(|(_, json)| json.clone()))
     }
 
     fn audit(&self, _: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
+        self.read();
         Ok(self.audit.lock().iter().rev().take(limit).cloned().collect())
     }
 
@@ -304,6 +318,7 @@ impl StateStore for FakeStore {
     }
 
     fn take_back(&self) -> Result<(), StoreError> {
+        self.read();
         Ok(())
     }
 }

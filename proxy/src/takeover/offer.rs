@@ -30,6 +30,8 @@ use crate::plane::Plane;
 
 /// Connections that have not said anything sensible yet.
 const STRANGERS: usize = 16;
+/// How long the state file may take to be ours again.
+const THAW_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Stands ready to be taken over.
 pub(crate) struct Offer {
@@ -232,10 +234,17 @@ impl Shared {
         released(channel).await
     }
 
+    /// Green can be taken off at once. Neither a stop nor the next successor waits for a disk that hangs.
     async fn thaw(&self) {
-        if let Err(error) = self.control.thaw().await {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::error!(error, "The state file is not ours again; it is asked for with every change");
+        let control = Arc::clone(&self.control);
+        let thaw = tokio::spawn(async move {
+            if let Err(error) = control.thaw().await {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(error, "The state file is not ours again; it is asked for with every change");
+            }
+        });
+        if time::timeout(THAW_PATIENCE, thaw).await.is_err() {
+            tracing::error!("The state file does not answer; green can be lowered, and not be raised until it does");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! TLS towards an arm. Certificates are verified, always, against the system's roots or those of the configuration.
 
-use std::{io, path::Path, sync::Arc};
+use std::{cell::OnceCell, io, path::Path, sync::Arc};
 
 use config::Fault;
 use pingora::{protocols::tls::CaType, utils::tls::WrappedX509};
@@ -23,8 +23,12 @@ pub(crate) struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// `place`: the setting's, for errors.
-    pub(crate) fn load(place: &str, settings: &config::UpstreamTls) -> Result<Arc<Self>, Fault> {
+    /// `place`: the setting's, for errors. `system`: the system's roots, read when they are first wanted.
+    pub(crate) fn load(
+        place: &str,
+        settings: &config::UpstreamTls,
+        system: &OnceCell<RootCertStore>,
+    ) -> Result<Arc<Self>, Fault> {
         let mut store = RootCertStore::empty();
         let mut roots_id = 0;
         let roots = match &settings.ca {
@@ -47,8 +51,8 @@ impl UpstreamTls {
                 Some(parsed.into())
             }
             None => {
-                let (added, _) = store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                if added == 0 {
+                store = system.get_or_init(system_roots).clone();
+                if store.is_empty() {
                     return Err(Fault {
                         place: place.to_owned(),
                         line: None,
@@ -92,6 +96,12 @@ impl UpstreamTls {
     pub(crate) fn client(&self) -> ClientConfig {
         ClientConfig::clone(&self.client)
     }
+}
+
+fn system_roots() -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    store
 }
 
 /// Every certificate of a PEM file; at least one. `place`: the setting that names it, for errors.

@@ -1,6 +1,13 @@
 //! The configuration changes while running.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    process::Command,
+    time::Duration,
+};
 
 use http::StatusCode;
 use loadtest::origin::{HttpOrigin, TcpOrigin};
@@ -344,4 +351,35 @@ async fn certificates_are_read_again_when_they_change() {
     let mut answer = [0; 13];
     soon(old.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"python:still\n");
+}
+
+#[tokio::test]
+async fn a_certificate_on_a_disk_that_hangs_holds_up_no_rollback() {
+    let (python, go) = (free_address(), free_address());
+    for asked in [false, true] {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (ca, authority) = (folder.path().join("ca.pem"), crate::authority::Authority::new());
+        authority.write(&ca);
+        let pem = fs::read(&ca).unwrap();
+        let tls = format!("[route.green.tls]\nserver_name = \"go.example\"\nca = {ca:?}");
+        let route = Route::tcp(python, go).unchecked().green_percentage(50.0).table(tls);
+        let crossfade = Crossfade::start(&route.to_string()).await;
+
+        // Whoever reads a pipe waits for whoever writes to it.
+        fs::remove_file(&ca).unwrap();
+        assert!(Command::new("mkfifo").arg(&ca).status().unwrap().success());
+        if asked {
+            crossfade.signal("HUP");
+        }
+        let mut disk = eventually("the file is being read", async || {
+            OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&ca).ok()
+        })
+        .await;
+        let body = json!({ "reason": "errors" });
+        assert_eq!(soon(crossfade.admin.post("/rollback", &body)).await.0, StatusCode::OK, "asked: {asked}");
+        disk.write_all(&pem).unwrap();
+        drop(disk);
+        logged(&crossfade, if asked { DONE } else { "Certificates reloaded" }, 1).await;
+        assert_eq!(crossfade.admin.green("bus").await, 0.0);
+    }
 }
