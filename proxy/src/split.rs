@@ -59,8 +59,8 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// A caller that the split sends to an arm. `salt`: [`Salt::placebo`]. The placebo takes as large a share of all keys as green has, but of blue's no more than
-    /// half: there must be a blue to compare it with.
+    /// A caller that the split sends to an arm. `salt`: [`Salt::placebo`]. The placebo takes as large a share of all keys as
+    /// green has, but of blue's no more than half: there must be a blue to compare it with.
     pub fn new(salt: Salt, split: Split, arm: Arm, key: Hashed) -> Self {
         let (green, blue) = (u32::from(split.buckets()), u32::from(split.complement().buckets()));
         let placebo = arm == Arm::Blue && green > 0 && {

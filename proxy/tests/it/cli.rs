@@ -170,7 +170,6 @@ async fn what_is_refused_exits_with_1_and_says_why() {
         (&["split", "bus", "0.001"], "green_percentage"),
         (&["split", "bus", "NaN"], "green_percentage"),
         (&["rollback", "shed", "--reason", "x"], "shed"),
-        (&["rollback", "bus", "--reason", ""], "reason"),
         (&["reset", "shed", "--reason", "x"], "shed"),
         (&["incident", "none"], "there is no such incident; see /incidents"),
         (&["incident", "../status?x=\"y z\""], "there is no such incident"),
