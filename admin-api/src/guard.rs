@@ -69,8 +69,8 @@ pub struct Engine {
     looked_up: LookedUp,
     /// Seconds since green last had an outcome.
     silence: u64,
-    /// Whether green has ever answered well.
-    answered: bool,
+    /// Seconds since green has answered well; so many that it counts for nothing, if it never has.
+    unanswered: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -190,7 +190,9 @@ const RECENT_SECONDS: usize = 60;
 /// client.
 const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
-/// The share of unanswered requests that is allowed where it is not known what is usual, and green has answered none well.
+/// Seconds without a good answer after which it is no longer the way of a route to let its clients wait.
+const LONG_POLL: u64 = 60;
+/// The share of unanswered requests that is allowed where it is not known what is usual, and no good answer comes.
 const NEARLY_ALL: f64 = 0.95;
 
 /// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
@@ -209,7 +211,7 @@ impl Engine {
             since_raise: Sums::default(),
             looked_up: LookedUp::default(),
             silence: 0,
-            answered: false,
+            unanswered: LONG_POLL,
         }
     }
 
@@ -270,7 +272,7 @@ impl Engine {
         self.learn(second);
         self.look_up_what_is_slow();
         self.silence = if second.green.judged() + mirror.pairs > 0 { 0 } else { self.silence + 1 };
-        self.answered |= second.green.count(Outcome::Ok) > 0;
+        self.unanswered = if second.green.count(Outcome::Ok) > 0 { 0 } else { self.unanswered.saturating_add(1) };
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in &mut rulings {
             let allowed = self.allowed(ruling);
@@ -327,8 +329,8 @@ impl Engine {
                     // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
                     Some(overdue) if overdue > 0.5 => None,
                     Some(overdue) => Some(1.0 - ruling.limit * (1.0 - overdue)),
-                    // Nobody knows how long answers take. As long as none has come, they do not come at all.
-                    None => (!self.answered).then_some(NEARLY_ALL),
+                    // Nobody knows how long answers take. Where none has come for long, they do not come at all.
+                    None => (self.unanswered >= LONG_POLL).then_some(NEARLY_ALL),
                 }
             }
             What::Mismatched => Some(1.0 - ruling.limit),

@@ -46,6 +46,9 @@ pub struct Run {
     /// without a break.
     #[serde(default)]
     pub overruled: bool,
+    /// It is paused because the guard wanted it.
+    #[serde(default)]
+    pub doubted: bool,
     pub started: Stamp,
     /// The last change of state or step.
     pub changed: Stamp,
@@ -250,6 +253,7 @@ impl Run {
             approved: None,
             waived: false,
             overruled: false,
+            doubted: false,
             started: stamp.clone(),
             changed: stamp,
         })
@@ -288,7 +292,9 @@ impl Run {
             return Ticked { wait: Wait::Time, action: None, progress: false };
         }
         self.overruled &= inputs.pause.is_some();
-        if let Some(reason) = inputs.pause.filter(|_| !self.overruled) {
+        let doubt = inputs.pause.filter(|_| !self.overruled);
+        self.doubted = doubt.is_some();
+        if let Some(reason) = doubt {
             let action = Action::Pause { reason: reason.to_owned(), anew: false };
             return Ticked { wait: Wait::Verdict(reason.to_owned()), action: Some(action), progress: false };
         }
@@ -442,9 +448,9 @@ impl Run {
         [throughput, p95_ratio, match_rate].into_iter().for_each(Mean::restarted);
     }
 
-    /// Who lets a plan go on that paused has been told why it did.
+    /// Who lets a plan go on has been told why it paused, and overrules the guard only if it was for that.
     fn go_on(&mut self) {
-        self.overruled |= self.state == State::Paused;
+        self.overruled |= std::mem::take(&mut self.doubted);
         self.state = State::Running;
     }
 

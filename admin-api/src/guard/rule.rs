@@ -42,7 +42,7 @@ const NEWER: u64 = 60;
 const TELLING: u64 = 20;
 
 /// Seconds after which it is not waited for blue any more: where green has all the traffic, there comes no more of it.
-const BLUE_IS_IDLE: u64 = 600;
+const BLUE_IS_IDLE: u64 = 180;
 
 impl Excursion {
     fn add(&mut self, seen: &Seen<'_>) {

@@ -549,6 +549,20 @@ fn long_polls_that_are_answered_in_the_end_trip_nothing_while_nothing_is_known_o
 }
 
 #[test]
+fn a_green_that_stops_answering_is_seen_though_nothing_is_known_of_blue() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(600, ok(0), ok(50));
+    let seconds = (1..=120).find(|_| {
+        let mut green = tally(Did { overdue: 50, ..ok(0) }, 0);
+        (green.dispatched, green.due) = (50, 50);
+        let second = Second { at: watched.at, green, ..Second::default() };
+        watched.at += 1;
+        watched.engine.tick(&Arc::new(second), &Surroundings::default()).verdict == Verdict::Breach
+    });
+    assert!(seconds.is_some_and(|seconds| seconds > 30), "{seconds:?}");
+}
+
+#[test]
 fn a_blue_of_which_little_is_known_leaves_no_gap_for_a_green_that_answers_nothing() {
     let mut watched = Watched::by(Guard::default());
     watched.seconds(10, ok(1), ok(0));

@@ -189,6 +189,16 @@ fn who_goes_on_in_spite_of_a_pause_gets_on_with_that_step() {
 }
 
 #[test]
+fn who_resumes_what_somebody_paused_overrules_nothing() {
+    let mut play = Play::start(plan(vec![step(10.0, 2), step(50.0, 5)]));
+    (0..2).for_each(|_| _ = play.second(&WELL));
+    play.run.pause(false, stamp("for the night"));
+    play.run.resume(play.live, stamp("good morning"));
+    play.second(&Inputs { pause: Some("green failed 2 %"), ..WELL });
+    assert_eq!((play.run.state, &play.entered[..]), (State::Paused, &[10.0][..]));
+}
+
+#[test]
 fn gates_are_asked_in_turn_before_a_step_begins() {
     let mut second = step(50.0, 1);
     second.gates.approval = Some("go-live".to_owned());

@@ -49,6 +49,7 @@ fn plan() -> Run {
         approved: Some(stamp.clone()),
         waived: false,
         overruled: false,
+        doubted: false,
         started: stamp.clone(),
         changed: stamp,
     }
