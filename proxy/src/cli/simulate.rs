@@ -108,8 +108,7 @@ impl Simulate {
     #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
     pub(super) fn run(self) -> Result<()> {
         if self.tables {
-            println!("{}", tables::all(&self.effort()));
-            return Ok(());
+            return Ok(tables::print(&self.effort(), &mut std::io::stdout())?);
         }
         let (route, policy) = self.policy()?;
         let (scenario, effort) = (self.scenario(), self.effort());

@@ -1,5 +1,7 @@
 //! The tables of docs/guard.md, as Markdown: of a guard with default limits.
 
+use std::io::{self, Write};
+
 use admin_api::{Burst, Outage, Scenario, Sickness, Slowdown, Spell, Stall, Trip};
 use config::Guard;
 
@@ -28,11 +30,18 @@ const SPLITS: [(f64, f64); 8] = [
     (5_000.0, 0.1),
 ];
 
-pub(super) fn all(effort: &Effort) -> String {
+/// Each row as soon as it is known: all of them take half an hour and more.
+pub(super) fn print(effort: &Effort, out: &mut impl Write) -> io::Result<()> {
     let mut notes = Vec::new();
-    let tables =
-        [false_trips(effort, &mut notes), delays_by_split(effort, &mut notes), delays_by_sickness(effort, &mut notes)];
-    tables.into_iter().chain((!notes.is_empty()).then(|| notes.join("\n"))).collect::<Vec<_>>().join("\n\n")
+    false_trips(effort, out, &mut notes)?;
+    writeln!(out)?;
+    delays_by_split(effort, out, &mut notes)?;
+    writeln!(out)?;
+    delays_by_sickness(effort, out, &mut notes)?;
+    if !notes.is_empty() {
+        writeln!(out, "\n{}", notes.join("\n"))?;
+    }
+    Ok(())
 }
 
 fn calms() -> Vec<Calm> {
@@ -96,12 +105,10 @@ fn calms() -> Vec<Calm> {
     ]
 }
 
-fn false_trips(effort: &Effort, notes: &mut Vec<String>) -> String {
+fn false_trips(effort: &Effort, out: &mut impl Write, notes: &mut Vec<String>) -> io::Result<()> {
     let rates: Vec<String> = RATES.iter().map(|rate| format!("{rate}/s")).collect();
-    let mut lines = vec![
-        format!("| False trips, at requests of green per second | days each | {} |", rates.join(" | ")),
-        format!("|---|---:|{}", "---:|".repeat(RATES.len())),
-    ];
+    writeln!(out, "| False trips, at requests of green per second | days each | {} |", rates.join(" | "))?;
+    writeln!(out, "|---|---:|{}", "---:|".repeat(RATES.len()))?;
     for Calm { what, scenario, sickness, part } in calms() {
         let effort = Effort { seconds: (effort.seconds as f64 * part) as u64, ..*effort };
         let mut cells = Vec::new();
@@ -113,28 +120,26 @@ fn false_trips(effort: &Effort, notes: &mut Vec<String>) -> String {
             cells.push(watch.trips.to_string());
             notes.extend(watch.first_trips.iter().take(NOTES).map(|trip| note(&what, trip)));
         }
-        lines.push(format!("| {what} | {} | {} |", (days * 10.0).round() / 10.0, cells.join(" | ")));
+        writeln!(out, "| {what} | {} | {} |", (days * 10.0).round() / 10.0, cells.join(" | "))?;
     }
-    lines.join("\n")
+    Ok(())
 }
 
-fn delays_by_split(effort: &Effort, notes: &mut Vec<String>) -> String {
+fn delays_by_split(effort: &Effort, out: &mut impl Write, notes: &mut Vec<String>) -> io::Result<()> {
     let shares = [0.1, 0.2, 0.5, 1.0];
-    let mut lines = vec![
-        "| Requests/s of both | green | 10 % bad | 20 % | 50 % | 100 % |".to_owned(),
-        "|---:|---:|---:|---:|---:|---:|".to_owned(),
-    ];
+    writeln!(out, "| Requests/s of both | green | 10 % bad | 20 % | 50 % | 100 % |")?;
+    writeln!(out, "|---:|---:|---:|---:|---:|---:|")?;
     for (rps, share) in SPLITS {
         let scenario = Scenario { green_rps: rps * share, share, ..Scenario::default() };
         let cells = shares.map(|errors| {
             delay(&effort.fall_sick(&Guard::default(), &scenario, Sickness { errors, ..Sickness::default() }), notes)
         });
-        lines.push(format!("| {rps} | {} % | {} |", share * 100.0, cells.join(" | ")));
+        writeln!(out, "| {rps} | {} % | {} |", share * 100.0, cells.join(" | "))?;
     }
-    lines.join("\n")
+    Ok(())
 }
 
-fn delays_by_sickness(effort: &Effort, notes: &mut Vec<String>) -> String {
+fn delays_by_sickness(effort: &Effort, out: &mut impl Write, notes: &mut Vec<String>) -> io::Result<()> {
     let healthy = Sickness::default();
     let sicknesses = [
         ("cannot be connected", Sickness { unreachable: 1.0, ..healthy }),
@@ -147,17 +152,15 @@ fn delays_by_sickness(effort: &Effort, notes: &mut Vec<String>) -> String {
         ("grows worse for 10 minutes, up to 50 % errors", Sickness { errors: 0.5, over: 600, ..healthy }),
     ];
     let rates: Vec<String> = RATES.iter().map(|rate| format!("{rate}/s")).collect();
-    let mut lines = vec![
-        format!("| Green, at requests of green per second | {} |", rates.join(" | ")),
-        format!("|---|{}", "---:|".repeat(RATES.len())),
-    ];
+    writeln!(out, "| Green, at requests of green per second | {} |", rates.join(" | "))?;
+    writeln!(out, "|---|{}", "---:|".repeat(RATES.len()))?;
     for (what, sickness) in sicknesses {
         let cells = RATES.map(|green_rps| {
             delay(&effort.fall_sick(&Guard::default(), &Scenario { green_rps, ..Scenario::default() }, sickness), notes)
         });
-        lines.push(format!("| {what} | {} |", cells.join(" | ")));
+        writeln!(out, "| {what} | {} |", cells.join(" | "))?;
     }
-    lines.join("\n")
+    Ok(())
 }
 
 /// Median and 95 %.
