@@ -356,7 +356,7 @@ mod tests {
     async fn sockets() -> (TcpStream, Transport) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (far, near) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (far.unwrap(), Transport::Plain(crate::transport::Socket::Watched(near.unwrap().0)))
+        (far.unwrap(), near.unwrap().0.into())
     }
 
     #[tokio::test]

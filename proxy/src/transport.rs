@@ -29,6 +29,13 @@ pub(crate) enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// One that we made.
+impl From<TcpStream> for Transport {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Plain(Socket::Watched(tcp))
+    }
+}
+
 /// A plain socket. The runtime watches one that was accepted only when somebody has to wait for it: a connection that
 /// brings its request with it, gets its answer at once and ends costs the two system calls less that watching takes.
 #[derive(Debug)]

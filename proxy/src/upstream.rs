@@ -248,11 +248,7 @@ mod tests {
                 runtime.block_on(async move {
                     for _ in 0..10 {
                         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-                        endpoint.keep_idle(
-                            Transport::Plain(crate::transport::Socket::Watched(tcp)),
-                            Instant::now(),
-                            false,
-                        );
+                        endpoint.keep_idle(tcp.into(), Instant::now(), false);
                     }
                     kept.send(()).unwrap();
                     ends.await.unwrap();

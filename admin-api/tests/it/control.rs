@@ -9,11 +9,11 @@ use std::{
 };
 
 use admin_api::{
-    Actor, Control, ControlError, DataPlane, Engine, Happened, Judgement, Recorded, Refusal, Sqlite, StateStore,
-    StoreError, Surroundings,
+    Actor, Control, ControlError, DataPlane, Engine, Happened, Judgement, Recorded, Refusal, RouteView, Sqlite,
+    StateStore, StoreError, Surroundings,
 };
 use config::Guard;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::{FakePlane, FakeStore, Folder, config, eventually, route, shop, shop_and_broker, split};
 
@@ -25,6 +25,18 @@ async fn start(config: Arc<config::Config>) -> (Arc<Control>, Arc<FakePlane>, Ar
     let (plane, store) = (Arc::new(FakePlane::default()), Arc::new(FakeStore::default()));
     let control = Control::open(config, store.clone(), plane.clone()).await.unwrap();
     (control, plane, store)
+}
+
+/// Begun, and waiting for the disk.
+async fn raise_on_a_disk_that_hangs(
+    control: &Arc<Control>,
+    store: &FakeStore,
+) -> JoinHandle<Result<RouteView, Refusal>> {
+    store.hang();
+    let control = Arc::clone(control);
+    let raise = tokio::spawn(async move { control.set_split("shop", split(50.0), &ann(), None).await });
+    eventually("the raise waits for the disk", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    raise
 }
 
 pub(crate) fn breach(plane: &FakePlane) -> Arc<Judgement> {
@@ -76,12 +88,7 @@ async fn raising_waits_for_the_disk_and_lowering_does_not() {
     let (control, plane, store) = start(shop()).await;
     control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
 
-    store.hang();
-    let raise = tokio::spawn({
-        let control = control.clone();
-        async move { control.set_split("shop", split(50.0), &ann(), None).await }
-    });
-    eventually("the raise waits for the disk", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    let raise = raise_on_a_disk_that_hangs(&control, &store).await;
     assert_eq!(plane.live("shop").split, split(10.0), "not live before it is on disk");
 
     let lower = tokio::spawn({
@@ -107,12 +114,7 @@ async fn raising_waits_for_the_disk_and_lowering_does_not() {
 #[tokio::test]
 async fn a_change_goes_on_when_its_caller_goes_away() {
     let (control, plane, store) = start(shop()).await;
-    store.hang();
-    let raise = tokio::spawn({
-        let control = control.clone();
-        async move { control.set_split("shop", split(50.0), &ann(), None).await }
-    });
-    eventually("the raise waits for the disk", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    let raise = raise_on_a_disk_that_hangs(&control, &store).await;
     raise.abort();
     store.release();
     eventually("it is live", || plane.live("shop").split == split(50.0)).await;
@@ -548,12 +550,7 @@ async fn what_is_live_before_a_freeze_is_on_disk_after_it() {
 async fn a_disk_that_hangs_keeps_two_readers_at_most_and_answers_the_others() {
     let (control, plane, store) = start(shop()).await;
     control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
-    store.hang();
-    let raise = tokio::spawn({
-        let control = control.clone();
-        async move { control.set_split("shop", split(50.0), &ann(), None).await }
-    });
-    eventually("a write hangs", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    let raise = raise_on_a_disk_that_hangs(&control, &store).await;
     let mut readers = JoinSet::new();
     for _ in 0..20 {
         let control = control.clone();

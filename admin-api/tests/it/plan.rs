@@ -442,50 +442,52 @@ async fn an_approval_is_asked_for_once_and_opens_its_gate() {
     assert_eq!(site.live(), 50.0);
 }
 
-#[tokio::test]
-async fn waves_begin_when_those_before_are_done() {
+/// The shop's plan waits for that of the users.
+async fn two_waves() -> (Site, Plan) {
     let mut gated = step(10.0, 1);
     gated.gates.after = vec!["users".to_owned()];
     let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
-    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
-    site.change(start(plan(vec![gated]))).await.unwrap();
+    (Site::open(config(routes), Arc::<FakeStore>::default()).await, plan(vec![gated]))
+}
+
+impl Site {
+    /// The users' plan, to its end with so much of green.
+    async fn first_wave(&self, green: f64) {
+        let users = start(plan(vec![step(green, 1)]));
+        self.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
+        eventually("users are done", || {
+            self.plane.second("users", (50, 0), (50, 0));
+            self.second();
+            self.control.plan("users").unwrap().state == State::Done
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn waves_begin_when_those_before_are_done() {
+    let (site, second_wave) = two_waves().await;
+    site.change(start(second_wave)).await.unwrap();
     (0..10).for_each(|_| site.second());
     assert_eq!(
         site.control.state("shop").unwrap().wait.unwrap().to_string(),
         "the plan of route users, which is not done, or was taken back"
     );
-    let users = start(plan(vec![step(100.0, 1)]));
-    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
-    eventually("users are done", || {
-        site.plane.second("users", (50, 0), (50, 0));
-        site.second();
-        site.control.plan("users").unwrap().state == State::Done
-    })
-    .await;
+    site.first_wave(100.0).await;
     site.pass_until("the shop follows", |run| run.state == State::Done).await;
 }
 
 #[tokio::test]
 async fn a_wave_that_was_taken_back_holds_those_behind_it() {
-    let mut gated = step(10.0, 1);
-    gated.gates.after = vec!["users".to_owned()];
-    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
-    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
-    let users = start(plan(vec![step(50.0, 1)]));
-    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
-    eventually("users are done", || {
-        site.plane.second("users", (50, 0), (50, 0));
-        site.second();
-        site.control.plan("users").unwrap().state == State::Done
-    })
-    .await;
+    let (site, second_wave) = two_waves().await;
+    site.first_wave(50.0).await;
     let waits = || {
         (0..10).for_each(|_| site.second());
         site.control.state("shop").unwrap().wait.unwrap().to_string()
     };
     let expected = "the plan of route users, which is not done, or was taken back";
     site.control.rollback("users", "enough", &ann()).await.unwrap();
-    site.change(start(plan(vec![gated]))).await.unwrap();
+    site.change(start(second_wave)).await.unwrap();
     assert_eq!(waits(), expected, "latched");
     site.control.reset("users", "mended", &ann(), None).await.unwrap();
     assert_eq!(waits(), expected, "at 0");
@@ -495,20 +497,10 @@ async fn a_wave_that_was_taken_back_holds_those_behind_it() {
 
 #[tokio::test]
 async fn a_wave_that_was_raised_beyond_its_plan_lets_those_behind_it_begin() {
-    let mut gated = step(10.0, 1);
-    gated.gates.after = vec!["users".to_owned()];
-    let routes = vec![route("shop", "python", "go", 0.0), route("users", "a", "b", 0.0)];
-    let site = Site::open(config(routes), Arc::<FakeStore>::default()).await;
-    let users = start(plan(vec![step(50.0, 1)]));
-    site.control.change_plan("users", users, "first wave", &ann(), None).await.unwrap();
-    eventually("users are done", || {
-        site.plane.second("users", (50, 0), (50, 0));
-        site.second();
-        site.control.plan("users").unwrap().state == State::Done
-    })
-    .await;
+    let (site, second_wave) = two_waves().await;
+    site.first_wave(50.0).await;
     site.control.set_split("users", split(80.0), &ann(), None).await.unwrap();
-    site.change(start(plan(vec![gated]))).await.unwrap();
+    site.change(start(second_wave)).await.unwrap();
     site.pass_until("the shop follows", |run| run.state == State::Done).await;
 }
 

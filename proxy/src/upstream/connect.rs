@@ -14,7 +14,7 @@ use super::{ArmUpstream, Lease, is_shortage};
 use crate::{
     live::Route,
     telemetry::{Exchange, Fault},
-    transport::{Socket, Transport},
+    transport::Transport,
 };
 
 /// An established connection, and how long establishing it took.
@@ -135,7 +135,7 @@ pub(crate) async fn establish(upstream: &ArmUpstream, address: SocketAddr) -> io
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     Ok(match &upstream.tls {
-        None => Transport::Plain(Socket::Watched(tcp)),
+        None => tcp.into(),
         Some(tls) => Transport::Tls(Box::new(TlsStream::Client(tls.connect(tcp, &[]).await?))),
     })
 }
