@@ -25,6 +25,9 @@ const BULK: u32 = 4;
 /// So many moves through a pipe that would not have filled a buffer, and it is copied again.
 const TRICKLE: u32 = 8;
 
+/// Who serves a client for so long has taken it on: that it ends then may be for any reason.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// How long a relay may wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -48,6 +51,21 @@ impl Stream for Transport {
     }
 }
 
+/// Looks on while a relay copies. What goes through pipes, because much comes at a time, is not shown.
+pub(crate) trait Observer {
+    /// What the client sent, before the upstream gets it.
+    fn see_client(&mut self, _: &[u8]) {}
+
+    /// What the upstream sent, in order, before the client gets it, and an empty slice at its end, until enough was seen;
+    /// it may be shown more.
+    fn see_upstream(&mut self, _: &[u8]) -> Seen {
+        Seen::Enough
+    }
+}
+
+/// Nobody looks.
+impl Observer for () {}
+
 /// What is thought of bytes that were shown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Seen {
@@ -65,8 +83,21 @@ pub(crate) struct Moved {
     /// Bytes from the upstream to the client.
     pub(crate) down: u64,
     pub(crate) ended: Ended,
-    /// The client had said all.
-    pub(crate) client_done: bool,
+    /// Who first had said all, or broke. `None`: nobody.
+    pub(crate) first_gone: Option<Side>,
+}
+
+impl Moved {
+    /// The upstream, which took the client on at `since`, has gone again at once, and before the client did.
+    pub(crate) fn was_left_at_once(&self, since: Instant) -> bool {
+        self.first_gone == Some(Side::Upstream) && since.elapsed() < SETTLED
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,13 +123,11 @@ impl Ended {
 }
 
 /// Moves bytes both ways with half-close: the end of one direction is passed on and the other goes on.
-/// `observe`: sees the bytes from the upstream, in order, before the client does, and an empty slice at their end, until
-/// it has seen enough; it may be shown more.
 pub(crate) async fn relay<C, U>(
     client: &mut C,
     upstream: &mut U,
     patience: Patience,
-    mut observe: impl FnMut(&[u8]) -> Seen,
+    observer: &mut impl Observer,
 ) -> Moved
 where
     C: Stream,
@@ -106,23 +135,28 @@ where
 {
     let (mut up, mut down) = (Direction::default(), Direction::default());
     let mut last_progress = Instant::now();
-    let mut upstream_done = None;
+    let (mut upstream_done, mut first_gone) = (None, None);
     let mut alarm = Alarm::default();
     let mut ring = last_progress + patience.idle.min(patience.write);
     let ended = poll_fn(|cx| {
         let moved_before = up.moved + down.moved;
-        let up_done = match up.poll(cx, client, upstream, &mut |_| Seen::Enough) {
+        let mut see_client = |bytes: &[u8]| {
+            observer.see_client(bytes);
+            Seen::Enough
+        };
+        let up_done = match up.poll(cx, client, upstream, &mut see_client) {
             Poll::Ready(Err(Broke::Reader)) => return Poll::Ready(Ended::ClientBroke),
             Poll::Ready(Err(Broke::Writer)) => return Poll::Ready(Ended::UpstreamBroke),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        let down_done = match down.poll(cx, upstream, client, &mut observe) {
+        let down_done = match down.poll(cx, upstream, client, &mut |bytes: &[u8]| observer.see_upstream(bytes)) {
             Poll::Ready(Err(Broke::Reader)) => return Poll::Ready(Ended::UpstreamBroke),
             Poll::Ready(Err(Broke::Writer)) => return Poll::Ready(Ended::ClientBroke),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
+        first_gone = first_gone.or_else(|| gone(&up, Side::Client)).or_else(|| gone(&down, Side::Upstream));
         if up_done && down_done {
             return Poll::Ready(Ended::Done);
         }
@@ -155,7 +189,18 @@ where
         Poll::Pending
     })
     .await;
-    Moved { up: up.moved, down: down.moved, ended, client_done: up.read_all }
+    // The client goes before an upstream that breaks in the same moment, perhaps because of it.
+    let first_gone = first_gone.or_else(|| gone(&up, Side::Client)).or(match ended {
+        Ended::ClientBroke => Some(Side::Client),
+        Ended::UpstreamBroke => Some(Side::Upstream),
+        Ended::Done | Ended::Idle | Ended::WriteTimeout => None,
+    });
+    Moved { up: up.moved, down: down.moved, ended, first_gone }
+}
+
+/// The one that a direction comes from, if it has said all.
+fn gone(from: &Direction, side: Side) -> Option<Side> {
+    from.read_all.then_some(side)
 }
 
 /// One way of a relay. Holds a buffer, or a pipe, only while there is something in it: never both.
@@ -274,6 +319,25 @@ mod tests {
         }
     }
 
+    #[derive(Default)]
+    struct Recorder {
+        up: Vec<u8>,
+        down: Vec<u8>,
+        /// At the upstream's end.
+        stops: bool,
+    }
+
+    impl Observer for Recorder {
+        fn see_client(&mut self, bytes: &[u8]) {
+            self.up.extend_from_slice(bytes);
+        }
+
+        fn see_upstream(&mut self, bytes: &[u8]) -> Seen {
+            self.down.extend_from_slice(bytes);
+            if self.stops && bytes.is_empty() { Seen::Stop } else { Seen::Enough }
+        }
+    }
+
     const PATIENCE: Patience = Patience {
         idle: Duration::from_secs(60),
         write: Duration::from_secs(10),
@@ -285,12 +349,8 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, mut upstream) = duplex(1024);
         let relaying = tokio::spawn(async move {
-            let mut seen = Vec::new();
-            let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, |bytes| {
-                seen.extend_from_slice(bytes);
-                Seen::Enough
-            })
-            .await;
+            let mut seen = Recorder::default();
+            let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, &mut seen).await;
             (moved, seen)
         });
         client.write_all(b"request").await.unwrap();
@@ -305,8 +365,8 @@ mod tests {
         client.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, b"answer");
         let (moved, seen) = relaying.await.unwrap();
-        assert_eq!(moved, Moved { up: 7, down: 6, ended: Ended::Done, client_done: true });
-        assert_eq!(seen, b"answer");
+        assert_eq!(moved, Moved { up: 7, down: 6, ended: Ended::Done, first_gone: Some(Side::Client) });
+        assert_eq!((seen.up.as_slice(), seen.down.as_slice()), (b"request".as_slice(), b"answer".as_slice()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -314,9 +374,10 @@ mod tests {
         let (mut client, mut client_side) = duplex(1024);
         let (mut upstream_side, upstream) = duplex(1024);
         drop(upstream);
-        let at_end = |bytes: &[u8]| if bytes.is_empty() { Seen::Stop } else { Seen::Enough };
-        let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, at_end).await;
-        assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke, client_done: false });
+        let mut stops = Recorder { stops: true, ..Recorder::default() };
+        let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, &mut stops).await;
+        let first_gone = Some(Side::Upstream);
+        assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke, first_gone });
         client_side.write_all(b"last word").await.unwrap();
         drop(client_side);
         let mut received = Vec::new();
@@ -331,7 +392,7 @@ mod tests {
         tokio::spawn(alarm::tick());
         let started = Instant::now();
         let relaying =
-            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await });
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, &mut ()).await });
         time::sleep(Duration::from_secs(50)).await;
         client.write_all(b"x").await.unwrap();
         let moved = relaying.await.unwrap();
@@ -346,10 +407,10 @@ mod tests {
         tokio::spawn(alarm::tick());
         let started = Instant::now();
         let relaying =
-            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await });
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, &mut ()).await });
         client.write_all(&[0; 100]).await.unwrap();
         let moved = relaying.await.unwrap();
-        assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout, client_done: false });
+        assert_eq!(moved, Moved { up: 16, down: 0, ended: Ended::WriteTimeout, first_gone: None });
         assert!(started.elapsed() <= PATIENCE.write * 2, "{:?}", started.elapsed());
     }
 
@@ -364,7 +425,7 @@ mod tests {
         tokio::spawn(alarm::tick());
         let ((mut client, mut client_side), (mut upstream, mut upstream_side)) = (sockets().await, sockets().await);
         let relaying =
-            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, |_| Seen::Enough).await });
+            tokio::spawn(async move { relay(&mut client_side, &mut upstream_side, PATIENCE, &mut ()).await });
         // Small, bulk, small again: each way of moving follows the other.
         let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
         let (small, bulk) = sent.split_at(100);

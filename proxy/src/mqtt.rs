@@ -16,15 +16,15 @@ use tokio::{
 
 use crate::{
     connection::Accepted,
-    forward::{Ended, Moved, Patience, Seen, relay},
+    forward::{Ended, Moved, Observer, Patience, Seen, Side, relay},
     key,
     live::Route,
     telemetry::{Exchange, Fault},
     transport::Transport,
     upstream::{self, Connected, Lease},
     wire::mqtt::{
-        Connack, Connect, MAX_CONNECT, Parsed, Version, connack_is_broker_fault, parse_connack, parse_connect,
-        server_unavailable,
+        Connack, Connect, MAX_CONNECT, Parsed, SESSION_TAKEN_OVER, Version, connack_is_broker_fault, disconnect_at_end,
+        parse_connack, parse_connect, server_unavailable,
     },
 };
 
@@ -47,7 +47,7 @@ pub(crate) async fn serve(accepted: Accepted) {
     let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else {
         return transport.close_with(server_unavailable(greeting.version)).await;
     };
-    let sent = first_bytes.len() as u64;
+    let (sent, leaving) = (first_bytes.len() as u64, disconnect_at_end(&first_bytes).is_some());
     let timeouts = &route.settings.timeouts;
     if !matches!(time::timeout(timeouts.write, connected.upstream.write_all_buf(&mut first_bytes)).await, Ok(Ok(()))) {
         let fault = Fault::new(Some(connected.lease.address()), "the broker did not take the connect packet");
@@ -56,7 +56,20 @@ pub(crate) async fn serve(accepted: Accepted) {
     }
     // It may live for months: nothing of its beginning is kept.
     drop((first_bytes, greeting.key));
-    let moved = carry(&route, &mut transport, &mut connected, &mut exchange, greeting.version, started).await;
+    let Connected { upstream, lease, .. } = &mut connected;
+    let answered = AtomicBool::new(false);
+    let answer = Answer {
+        exchange: &mut exchange,
+        lease,
+        version: greeting.version,
+        started,
+        begun: BytesMut::new(),
+        answered: &answered,
+        accepted: None,
+        leaving,
+        taken_over: false,
+    };
+    let moved = carry(&route, &mut transport, upstream, answer).await;
     let Some(moved) = moved else { return transport.close_with(server_unavailable(greeting.version)).await };
     exchange.add_bytes(sent + moved.up, moved.down);
     if access_log {
@@ -72,18 +85,14 @@ pub(crate) async fn serve(accepted: Accepted) {
 async fn carry(
     route: &Route,
     client: &mut Transport,
-    connected: &mut Connected,
-    exchange: &mut Exchange,
-    version: Version,
-    started: Instant,
+    upstream: &mut Transport,
+    mut answer: Answer<'_>,
 ) -> Option<Moved> {
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
-    let answered = AtomicBool::new(false);
-    let Connected { upstream, lease, .. } = connected;
-    let mut answer = Answer { exchange, lease, version, started, begun: BytesMut::new(), answered: &answered };
+    let answered = answer.answered;
     let ended = {
-        let relaying = relay(client, upstream, patience, |bytes| answer.see(bytes));
+        let relaying = relay(client, upstream, patience, &mut answer);
         tokio::pin!(relaying);
         tokio::select! {
             moved = &mut relaying => Some(moved),
@@ -92,14 +101,23 @@ async fn carry(
             }
         }
     };
+    let Answer { exchange, lease, accepted, leaving, taken_over, begun, .. } = answer;
     if answered.load(Ordering::Relaxed) {
+        if let (Some(moved), Some(accepted)) = (&ended, accepted)
+            && moved.was_left_at_once(accepted)
+            && !leaving
+            && !taken_over
+        {
+            exchange
+                .cut_off(Fault::new(Some(lease.address()), "the broker accepted the client and closed the connection"));
+        }
         return ended;
     }
     // What the client has seen of a CONNACK cannot be made whole by one of ours.
-    let begun = answer.begun.len() as u64;
+    let begun = begun.len() as u64;
     match ended {
         // A client that leaves before the answer says nothing about the broker.
-        Some(moved) if moved.ended == Ended::ClientBroke || moved.client_done => Some(moved),
+        Some(moved) if moved.first_gone == Some(Side::Client) => Some(moved),
         Some(moved) => {
             let fault = Fault::new(Some(lease.address()), "the broker closed the connection before its connack");
             exchange.judge(Outcome::Broken, None, Some(fault));
@@ -107,12 +125,12 @@ async fn carry(
         }
         None => {
             exchange.judge(Outcome::Timeout, None, Some(Fault::new(Some(lease.address()), "no connack in time")));
-            (begun > 0).then_some(Moved { up: 0, down: begun, ended: Ended::UpstreamBroke, client_done: false })
+            (begun > 0).then_some(Moved { up: 0, down: begun, ended: Ended::UpstreamBroke, first_gone: None })
         }
     }
 }
 
-/// Watches a broker's first bytes for the CONNACK.
+/// Watches a broker's first bytes for the CONNACK, and whether the client takes its leave.
 struct Answer<'a> {
     exchange: &'a mut Exchange,
     lease: &'a Lease,
@@ -121,11 +139,24 @@ struct Answer<'a> {
     /// Of a packet that has not arrived whole.
     begun: BytesMut,
     answered: &'a AtomicBool,
+    /// When.
+    accepted: Option<Instant>,
+    /// What the client sent last ends with a DISCONNECT: the broker is to close the connection.
+    leaving: bool,
+    /// The broker ends the session because the client has begun another one.
+    taken_over: bool,
 }
 
-impl Answer<'_> {
-    fn see(&mut self, bytes: &[u8]) -> Seen {
+impl Observer for Answer<'_> {
+    fn see_client(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.leaving = disconnect_at_end(bytes).is_some();
+        }
+    }
+
+    fn see_upstream(&mut self, bytes: &[u8]) -> Seen {
         if self.answered.load(Ordering::Relaxed) {
+            self.taken_over |= disconnect_at_end(bytes) == Some(SESSION_TAKEN_OVER);
             return Seen::Enough;
         }
         // A broker that leaves without a word: the client is not to see that end, so that it can still be told.
@@ -147,7 +178,9 @@ impl Answer<'_> {
                 Connack::Connack { .. } => break (Outcome::Declined, None),
             }
         };
-        let latency = (outcome != Outcome::Broken).then(|| self.started.elapsed().as_micros() as u64);
+        let now = Instant::now();
+        self.accepted = (outcome == Outcome::Ok).then_some(now);
+        let latency = (outcome != Outcome::Broken).then(|| (now - self.started).as_micros() as u64);
         self.exchange.judge(outcome, latency, fault);
         self.answered.store(true, Ordering::Relaxed);
         self.begun = BytesMut::new();

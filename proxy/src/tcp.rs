@@ -5,15 +5,15 @@ use bytes::{Buf, BytesMut};
 use config::KeySource;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time,
+    time::{self, Instant},
 };
 
 use crate::{
     connection::Accepted,
-    forward::{Patience, Seen, relay},
+    forward::{Patience, relay},
     key,
     live::Route,
-    telemetry::Exchange,
+    telemetry::{Exchange, Fault},
     transport::Transport,
     upstream,
     wire::client_hello::{Hello, MAX_HELLO, parse_client_hello},
@@ -31,16 +31,22 @@ pub(crate) async fn serve(accepted: Accepted) {
     let mut exchange = Exchange::dispatch(route.meter.handle(), &route.decide(key.as_deref(), None));
     let Ok(mut connected) = Box::pin(upstream::connect(&route, &mut exchange)).await else { return };
     exchange.judge(Outcome::Ok, Some(connected.latency_us), None);
+    let (established, endpoint) = (Instant::now(), connected.lease.address());
+    let gone = Fault::new(Some(endpoint), "the endpoint took the connection and closed it without a byte");
     let timeouts = &route.settings.timeouts;
     let patience = Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: timeouts.idle };
     let peeked = first_bytes.len() as u64;
     match time::timeout(timeouts.write, connected.upstream.write_all_buf(&mut first_bytes)).await {
         Ok(Ok(())) => {}
-        Ok(Err(_)) | Err(_) => return,
+        Ok(Err(_)) => return exchange.cut_off(gone),
+        Err(_) => return,
     }
     // It may live for months: nothing of its beginning is kept.
     drop((first_bytes, key));
-    let moved = relay(&mut transport, &mut connected.upstream, patience, |_| Seen::Enough).await;
+    let moved = relay(&mut transport, &mut connected.upstream, patience, &mut ()).await;
+    if moved.down == 0 && moved.was_left_at_once(established) {
+        exchange.cut_off(gone);
+    }
     exchange.add_bytes(peeked + moved.up, moved.down);
     if access_log {
         tracing::info!(

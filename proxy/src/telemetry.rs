@@ -342,6 +342,16 @@ impl Exchange {
         *self = Self::begin(self.meter.clone(), Slice::Blue, key);
     }
 
+    /// The arm gave up at once what it had taken on, and what was counted as well begun: counted once more, as broken. The
+    /// first count cannot be taken back, and to put it off until the arm has proved itself would show failures before the
+    /// successes they are to be held against.
+    pub(crate) fn cut_off(&self, fault: Fault) {
+        let Self { meter, case, .. } = self;
+        if case.is_evidence(meter) {
+            Self::begin(meter.clone(), case.slice, case.key).end(Outcome::Broken, None, Some(fault));
+        }
+    }
+
     /// Counted at the end.
     pub(crate) fn add_bytes(&mut self, bytes_in: u64, bytes_out: u64) {
         self.bytes_in += bytes_in;

@@ -30,7 +30,7 @@ use crate::{
     alarm::Alarm,
     buffer::{self, Buffer, Scratch},
     drain::Drain,
-    forward::{self, Seen, relay},
+    forward::{self, relay},
     key,
     live::Route,
     mirror::Tap,
@@ -448,10 +448,15 @@ impl Http1 {
                 }
                 Ok(Moved::Switched) => {
                     let _lease = lease;
-                    // How long the tunnel lives, and who ends it, says nothing about the arm.
+                    // What comes of the tunnel says nothing about the arm, unless it is given up at once.
                     carried.exchange.judge(Outcome::Ok, ended.latency_us, None);
                     drop(request);
-                    Box::pin(self.tunnel(client, upstream, route, ended)).await;
+                    let since = Instant::now();
+                    let moved = Box::pin(self.tunnel(client, upstream, route, ended)).await;
+                    if ended.bytes_out == 0 && moved.is_some_and(|moved| moved.was_left_at_once(since)) {
+                        let gone = "the endpoint switched protocols and closed the connection without a byte";
+                        carried.exchange.cut_off(Fault::new(ended.endpoint, gone));
+                    }
                     return After::Abort;
                 }
                 Err(Broken::Upstream { early: true }) if reused && repeatable && replays < MAX_REPLAYS => {
@@ -499,18 +504,26 @@ impl Http1 {
     }
 
     /// Bytes both ways, after both sides have agreed to speak something else.
-    async fn tunnel(&self, client: &mut Client, mut upstream: Upstream, route: &Route, ended: &mut Ended) {
+    /// `None`: the upstream took not even the first of them.
+    async fn tunnel(
+        &self,
+        client: &mut Client,
+        mut upstream: Upstream,
+        route: &Route,
+        ended: &mut Ended,
+    ) -> Option<forward::Moved> {
         let timeouts = &route.settings.timeouts;
         let early = client.input.bytes().to_vec();
         client.input = Buffer::default();
         let sent = time::timeout(timeouts.write, upstream.transport.write_all(&early)).await;
         if !matches!(sent, Ok(Ok(()))) {
-            return;
+            return None;
         }
         let patience = forward::Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: LAST_WORDS };
-        let moved = relay(&mut client.transport, &mut upstream.transport, patience, |_| Seen::Enough).await;
+        let moved = relay(&mut client.transport, &mut upstream.transport, patience, &mut ()).await;
         ended.bytes_in += early.len() as u64 + moved.up;
         ended.bytes_out += moved.down;
+        Some(moved)
     }
 
     /// Stage 7.

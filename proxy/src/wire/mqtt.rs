@@ -10,6 +10,10 @@ pub const MAX_CONNECT: usize = 256 * 1024;
 const CONNECT: u8 = 0x10;
 /// The first byte of a CONNACK.
 const CONNACK: u8 = 0x20;
+/// The first byte of a DISCONNECT.
+const DISCONNECT: u8 = 0xe0;
+/// The reason code of a broker that ends a session because its client has begun another one (5.0, 3.14.2.1).
+pub const SESSION_TAKEN_OVER: u8 = 0x8e;
 /// The first byte of an AUTH, which only version 5 has.
 const AUTH: u8 = 0xf0;
 
@@ -29,6 +33,17 @@ pub fn parse_connect(bytes: &[u8]) -> Parsed<'_> {
         Ok(connect) => Parsed::Connect(connect),
         Err(fault) => Parsed::Refused(fault.refusal(Some(head.version))),
     }
+}
+
+/// The reason code of a DISCONNECT (3.14) that bytes end with, if its length is one byte, as that of all but those with
+/// long texts is. Where packets begin is not known, so a payload that ends in such bytes passes for one.
+pub fn disconnect_at_end(bytes: &[u8]) -> Option<u8> {
+    let tail = &bytes[bytes.len().saturating_sub(2 + 0x7f)..];
+    memchr::memrchr_iter(DISCONNECT, tail).find_map(|at| {
+        let (&length, rest) = tail[at + 1..].split_first()?;
+        // 5.0, 3.14.2.1: without one it is 0.
+        (usize::from(length) == rest.len()).then(|| rest.first().copied().unwrap_or(0))
+    })
 }
 
 /// What the bytes so far amount to.
@@ -577,6 +592,26 @@ mod tests {
 
     const V5_MALFORMED: &[u8] = &[0x20, 3, 0, 0x81, 0];
     const V5_PROTOCOL_ERROR: &[u8] = &[0x20, 3, 0, 0x82, 0];
+
+    #[test]
+    fn a_disconnect_is_known_at_the_end_of_what_was_sent() {
+        let long = [&[0xe0, 0x7f, 0x98][..], &[0; 0x7e]].concat();
+        for (bytes, expected) in [
+            (&b""[..], None),
+            (&[0xe0], None),
+            (&[0xe0, 0], Some(0)),
+            (&[0xe0, 1, 4], Some(4)),
+            (&[0xe0, 2, 0x8e, 0], Some(0x8e)),
+            (&[0xe0, 2, 4], None),
+            (&[0x30, 3, 0, 1, b't', 0xe0, 0], Some(0)),
+            (&[0xe0, 0, 0xc0, 0], None),
+            (&[0xc0, 0], None),
+            (&long, Some(0x98)),
+            (&[0xe0, 1, 4].repeat(50), Some(4)),
+        ] {
+            assert_eq!(disconnect_at_end(bytes), expected, "{bytes:02x?}");
+        }
+    }
 
     #[test]
     fn every_version_is_read_with_and_without_the_bridge_bit() {

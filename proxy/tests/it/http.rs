@@ -951,6 +951,27 @@ async fn three_hundred_quick_websockets_all_echo() {
     assert!(failures.is_empty(), "{} of 300 failed: {failures:?}", failures.len());
 }
 
+#[tokio::test]
+async fn a_tunnel_that_is_closed_at_once_and_without_a_byte_fails_once_more() {
+    const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    // Each says what comes after the 101, and goes.
+    let origin = RawOrigin::start(move |mut stream, n| async move {
+        read_head(&mut stream).await;
+        let more = if n < 2 { "" } else { "farewell" };
+        stream.write_all(format!("{SWITCHED}{more}").as_bytes()).await.unwrap();
+    })
+    .await;
+    let route = Route::http(origin.address, origin.address).unchecked().unguarded();
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(route.listen).await.unwrap();
+        client.write_all(HANDSHAKE.as_bytes()).await.unwrap();
+        let _ended = soon(client.read_to_end(&mut Vec::new())).await;
+    }
+    let status = counted(&crossfade, "shop", |status| count(status, "blue", "ok") == 3).await;
+    assert_eq!((count(&status, "blue", "broken"), count(&status, "blue", "dispatched")), (2, 5), "{status}");
+}
+
 const HANDSHAKE: &str = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 

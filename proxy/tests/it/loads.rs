@@ -21,9 +21,9 @@ use tokio::{
 use crate::{
     clients::{Client, get_request},
     harness::eventually,
-    packets::{ACCEPTED, DISCONNECT, connect, read_packet},
+    packets::{ACCEPTED, DISCONNECT, PINGREQ, PINGRESP, connect, read_packet},
     site::soon,
-    tcp::{from_address, label},
+    tcp::{from_address, try_label},
 };
 
 /// How long a client waits for its answer.
@@ -133,12 +133,27 @@ pub(crate) fn connects(listen: SocketAddr) -> impl FnMut(u16) -> Work + Send {
     }
 }
 
+/// CONNECT with a new id each time, and a ping; `true` when both are answered.
+pub(crate) fn sessions(listen: SocketAddr) -> impl FnMut(u16) -> Work + Send {
+    move |n| {
+        patiently(async move {
+            let mut stream = TcpStream::connect(listen).await.ok()?;
+            stream.write_all(&connect(&format!("device-{n}"))).await.ok()?;
+            let accepted = read_packet(&mut stream).await?;
+            stream.write_all(PINGREQ).await.ok()?;
+            let answer = read_packet(&mut stream).await?;
+            stream.write_all(DISCONNECT).await.ok()?;
+            (accepted == ACCEPTED && answer == PINGRESP).then_some(())
+        })
+    }
+}
+
 /// A connection from a new address each time; `true` when an origin answers.
 pub(crate) fn connections(listen: SocketAddr) -> impl FnMut(u16) -> Work + Send {
     move |n| {
         patiently(async move {
             let mut stream = from_address(n, listen).await;
-            ["python", "go"].contains(&label(&mut stream).await.as_str()).then_some(())
+            ["python", "go"].contains(&try_label(&mut stream).await?.as_str()).then_some(())
         })
     }
 }

@@ -448,8 +448,10 @@ async fn each_side_may_end_its_half_and_still_listen() {
     client.shutdown().await.unwrap();
     expect_end(&mut broker).await;
 
-    let status = counted(&crossfade, "broker", |status| arm(status, "green")["ok"] == 2).await;
-    assert_eq!(arm(&status, "green")["failures"], 0, "{status}");
+    let status = counted(&crossfade, "broker", |status| arm(status, "green")["broken"] == 1).await;
+    let green = arm(&status, "green");
+    // Whoever has said all when it has hardly begun has given the client up, though it still hears it out.
+    assert_eq!((&green["ok"], &green["failures"]), (&2.into(), &1.into()), "{status}");
 }
 
 #[tokio::test]
@@ -603,6 +605,9 @@ async fn connacks_are_measured() {
         broker.write_all(answer).await.unwrap();
         // The client reads what its broker says, whatever that is.
         expect_bytes(&mut client, answer).await;
+        // A broker that goes first gives up whom it has accepted.
+        drop(client);
+        expect_end(&mut broker).await;
     }
     let status = counted(&crossfade, "broker", |status| arm(status, "green")["dispatched"] == cases.len()).await;
     for outcome in ["ok", "refused", "declined", "broken"] {
@@ -611,6 +616,87 @@ async fn connacks_are_measured() {
     }
     let latency = &arm(&status, "green")["p95_ms"];
     assert!(latency.as_f64().is_some_and(|ms| ms > 0.0 && ms < 5_000.0), "{status}");
+}
+
+#[tokio::test]
+async fn a_broker_that_gives_up_at_once_whom_it_has_accepted_fails_once_more() {
+    const ACCEPTED_5: &[u8] = &[0x20, 3, 0, 0, 0];
+    let (green, address) = place().await;
+    let route = Route::mqtt(free_address(), address).green_percentage(100.0).unchecked().unguarded();
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    // What client and broker say after the CONNACK before the broker closes, and whether that counts.
+    let said: [(u8, &[u8], &[u8], bool); 8] = [
+        (4, &[], &[], true),
+        (4, &[0xc0, 0], &[0xd0, 0], true),
+        (5, &[], &[0xe0, 1, 0x82], true),
+        (4, &publish("t", b"x"), &[], true),
+        (4, DISCONNECT, &[], false),
+        (4, &[&publish("t", b"x"), DISCONNECT].concat(), &[], false),
+        (5, &[0xe0, 2, 4, 0], &[], false),
+        (5, &[], &[0xe0, 2, 0x8e, 0], false),
+    ];
+    let mut cut_off = 0;
+    for (level, of_client, of_broker, counts) in said {
+        let first = Connect::new(level, "device").bytes();
+        let accepted = if level == 5 { ACCEPTED_5 } else { ACCEPTED };
+        let mut client = TcpStream::connect(route.listen).await.unwrap();
+        client.write_all(&first).await.unwrap();
+        let mut broker = arrives(&green).await;
+        expect_bytes(&mut broker, &first).await;
+        broker.write_all(accepted).await.unwrap();
+        expect_bytes(&mut client, accepted).await;
+        client.write_all(of_client).await.unwrap();
+        expect_bytes(&mut broker, of_client).await;
+        broker.write_all(of_broker).await.unwrap();
+        drop(broker);
+        expect_bytes(&mut client, of_broker).await;
+        expect_end(&mut client).await;
+        cut_off += usize::from(counts);
+    }
+    // All at once: what a client says with its CONNECT counts, too.
+    let (client, broker) = {
+        let hasty = [&connect("hasty"), DISCONNECT].concat();
+        let mut client = TcpStream::connect(route.listen).await.unwrap();
+        client.write_all(&hasty).await.unwrap();
+        let mut broker = arrives(&green).await;
+        expect_bytes(&mut broker, &hasty).await;
+        (client, broker)
+    };
+    let (mut client, mut broker) = (client, broker);
+    broker.write_all(ACCEPTED).await.unwrap();
+    drop(broker);
+    expect_bytes(&mut client, ACCEPTED).await;
+    expect_end(&mut client).await;
+    drop(client);
+
+    let status = counted(&crossfade, "broker", |status| arm(status, "green")["ok"] == said.len() + 1).await;
+    let green = arm(&status, "green");
+    assert_eq!((&green["broken"], &green["open"]), (&cut_off.into(), &0.into()), "{status}");
+    assert_eq!(green["dispatched"], said.len() + 1 + cut_off, "{status}");
+}
+
+#[tokio::test]
+async fn a_broker_may_end_a_session_that_it_has_served() {
+    let (green, address) = place().await;
+    let route = Route::mqtt(free_address(), address).green_percentage(100.0).unchecked().unguarded();
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    let (mut client, mut broker) = {
+        let first = connect("device");
+        let mut client = TcpStream::connect(route.listen).await.unwrap();
+        client.write_all(&first).await.unwrap();
+        let mut broker = arrives(&green).await;
+        expect_bytes(&mut broker, &first).await;
+        (client, broker)
+    };
+    broker.write_all(ACCEPTED).await.unwrap();
+    expect_bytes(&mut client, ACCEPTED).await;
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    drop(broker);
+    expect_end(&mut client).await;
+    drop(client);
+    let status = counted(&crossfade, "broker", |status| arm(status, "green")["open"] == 0).await;
+    let green = arm(&status, "green");
+    assert_eq!((&green["ok"], &green["broken"]), (&1.into(), &0.into()), "{status}");
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 pub(crate) const DISCONNECT: &[u8] = &[0xe0, 0];
+pub(crate) const PINGREQ: &[u8] = &[0xc0, 0];
+pub(crate) const PINGRESP: &[u8] = &[0xd0, 0];
 /// CONNACK "accepted" of 3.1 and 3.1.1.
 pub(crate) const ACCEPTED: &[u8] = &[0x20, 2, 0, 0];
 /// CONNACK "server unavailable" of 3.1 and 3.1.1, and of 5.

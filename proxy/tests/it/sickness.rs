@@ -23,9 +23,9 @@ use tokio::{
 use crate::{
     clients::get_request,
     harness::{Crossfade, eventually},
-    loads::{Load, connects, exchanges, requests},
+    loads::{Load, connections, connects, exchanges, requests, sessions},
     mosquitto::Mosquitto,
-    packets::{ACCEPTED, UNAVAILABLE, read_packet},
+    packets::{ACCEPTED, PINGREQ, PINGRESP, UNAVAILABLE, read_packet},
     routes::Route,
     site::{RawOrigin, Site, any_port, arm_of},
 };
@@ -41,6 +41,8 @@ enum Sickness {
     Silent,
     /// Nobody listens any more.
     Refused,
+    /// Connections are accepted, CONNECTs too, and closed at once.
+    CutOff,
     /// 30 % of requests are reset.
     Resets,
     /// Each second another 2 % of requests are answered 500.
@@ -53,7 +55,7 @@ impl Sickness {
     /// Green must be at 0 by then. The guard's own times, twice, for machines that are busy.
     fn bound(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Errors | Self::Refused | Self::Resets => 14,
+            Self::Errors | Self::Refused | Self::CutOff | Self::Resets => 14,
             Self::Slow | Self::Silent | Self::Drift => 25,
             Self::Stalls => unreachable!("nothing trips"),
         })
@@ -62,7 +64,7 @@ impl Sickness {
     /// The rule that finds it.
     fn rule(self) -> &'static str {
         match self {
-            Self::Errors | Self::Refused | Self::Resets | Self::Drift => "error_rate",
+            Self::Errors | Self::Refused | Self::CutOff | Self::Resets | Self::Drift => "error_rate",
             Self::Slow => "p95_ratio",
             Self::Silent => "throughput",
             Self::Stalls => unreachable!("nothing trips"),
@@ -78,8 +80,8 @@ impl Sickness {
 /// The server of one arm.
 enum Origin {
     Http(HttpOrigin),
-    /// Knows CONNECT and no more.
-    Broker {
+    /// A broker that knows CONNECT and PINGREQ and no more, or an origin of lines.
+    Raw {
         origin: RawOrigin,
         sickness: Arc<Mutex<Option<Sickness>>>,
     },
@@ -104,21 +106,44 @@ impl Origin {
                 }
                 let now = *sickness.lock().unwrap();
                 let answer = match now {
-                    None => ACCEPTED,
+                    None | Some(Sickness::CutOff) => ACCEPTED,
                     Some(Sickness::Errors) => UNAVAILABLE,
                     Some(_) => &[],
                 };
                 let _ = client.write_all(answer).await;
-                let _ = client.read_to_end(&mut Vec::new()).await;
+                if now == Some(Sickness::CutOff) {
+                    return;
+                }
+                while let Some(packet) = read_packet(&mut client).await {
+                    if packet == PINGREQ {
+                        let _ = client.write_all(PINGRESP).await;
+                    }
+                }
             }
         };
-        Self::Broker { origin: RawOrigin::start(serve).await, sickness }
+        Self::Raw { origin: RawOrigin::start(serve).await, sickness }
+    }
+
+    async fn lines(label: &'static str) -> Self {
+        let sickness = Arc::<Mutex<Option<Sickness>>>::default();
+        let shared = Arc::clone(&sickness);
+        let serve = move |mut client: TcpStream, _| {
+            let sickness = *shared.lock().unwrap();
+            async move {
+                // A question is always the same.
+                let mut question = [0; 2];
+                while sickness.is_none() && client.read_exact(&mut question).await.is_ok() {
+                    let _ = client.write_all(format!("{label}:?\n").as_bytes()).await;
+                }
+            }
+        };
+        Self::Raw { origin: RawOrigin::start(serve).await, sickness }
     }
 
     fn address(&self) -> SocketAddr {
         match self {
             Self::Http(origin) => origin.address(),
-            Self::Broker { origin, .. } => origin.address,
+            Self::Raw { origin, .. } => origin.address,
             Self::Mosquitto(broker) => broker.address,
         }
     }
@@ -133,9 +158,9 @@ impl Origin {
                 Sickness::Resets => b.reset_share = 0.3,
                 Sickness::Drift => b.error_growth = 0.02,
                 Sickness::Stalls => b.stall = Some("1s/10s".parse().unwrap()),
-                Sickness::Refused => unreachable!("it is stopped"),
+                Sickness::Refused | Sickness::CutOff => unreachable!("it is stopped, or speaks no HTTP"),
             }),
-            Self::Broker { sickness, .. } => *sickness.lock().unwrap() = Some(with),
+            Self::Raw { sickness, .. } => *sickness.lock().unwrap() = Some(with),
             Self::Mosquitto(broker) => broker.stop(),
         }
     }
@@ -159,17 +184,20 @@ struct Case {
 }
 
 impl Case {
-    /// `name`: of the route; what begins with `mqtt` is one between brokers.
+    /// `name`: of the route, and begins with its protocol.
     async fn new(name: &'static str, sickness: Sickness) -> Self {
-        let (blue, green, route): (_, _, fn(_, _) -> _) = match (name.starts_with("mqtt"), sickness) {
-            (false, _) => {
+        let protocol = name.split('-').next().unwrap();
+        let (blue, green, route): (_, _, fn(_, _) -> _) = match (protocol, sickness) {
+            ("http", _) => {
                 let usual = if sickness == Sickness::Slow { LONG } else { Duration::from_millis(10) };
                 (Origin::http("python", usual).await, Origin::http("go", usual).await, Route::http)
             }
-            (true, Sickness::Refused) => {
+            ("tcp", _) => (Origin::lines("python").await, Origin::lines("go").await, Route::tcp),
+            ("mqtt", Sickness::Refused) => {
                 (Origin::Mosquitto(Mosquitto::start().await), Origin::Mosquitto(Mosquitto::start().await), Route::mqtt)
             }
-            (true, _) => (Origin::broker().await, Origin::broker().await, Route::mqtt),
+            ("mqtt", _) => (Origin::broker().await, Origin::broker().await, Route::mqtt),
+            _ => panic!("{name} begins with no protocol"),
         };
         let route = route(blue.address(), green.address()).named(name).green_percentage(50.0);
         Self { route, sickness, blue, green, since: None }
@@ -187,7 +215,11 @@ impl Case {
             // What is reset must not be sent again by the proxy, or fewer than 30 % would show.
             (Origin::Http(_), Sickness::Resets) => Load::start(rate, exchanges(listen, post)),
             (Origin::Http(_), _) => Load::start(rate, requests(listen)),
-            (Origin::Broker { .. } | Origin::Mosquitto(_), _) => Load::start(rate, connects(listen)),
+            (Origin::Raw { .. }, Sickness::CutOff) if self.route.name.starts_with("tcp") => {
+                Load::start(rate, connections(listen))
+            }
+            (Origin::Raw { .. }, Sickness::CutOff) => Load::start(rate, sessions(listen)),
+            (Origin::Raw { .. } | Origin::Mosquitto(_), _) => Load::start(rate, connects(listen)),
         }
     }
 
@@ -296,6 +328,8 @@ async fn green_is_off_within_seconds_whatever_befalls_it() {
         Case::new("mqtt-refusals", Sickness::Errors).await,
         Case::new("mqtt-killed", Sickness::Refused).await,
         Case::new("mqtt-black-hole", Sickness::Silent).await,
+        Case::new("mqtt-cut-off", Sickness::CutOff).await,
+        Case::new("tcp-cut-off", Sickness::CutOff).await,
     ];
     let crossfade = Crossfade::start(&configuration(&cases)).await;
     let loads: BTreeMap<_, _> = cases.iter().map(|case| (case.route.name, case.load(200))).collect();
@@ -324,6 +358,7 @@ async fn what_befalls_both_arms_or_one_client_or_only_for_a_second_is_not_held_a
         Case::new("mqtt-refusals-hold", Sickness::Errors).await,
         Case::new("mqtt-killed-hold", Sickness::Refused).await,
         Case::new("mqtt-black-hole-hold", Sickness::Silent).await,
+        Case::new("mqtt-cut-off-hold", Sickness::CutOff).await,
     ];
     let rolled_back = [
         Case::new("http-500s-rollback", Sickness::Errors).await,
@@ -334,6 +369,7 @@ async fn what_befalls_both_arms_or_one_client_or_only_for_a_second_is_not_held_a
         Case::new("mqtt-refusals-rollback", Sickness::Errors).await,
         Case::new("mqtt-killed-rollback", Sickness::Refused).await,
         Case::new("mqtt-black-hole-rollback", Sickness::Silent).await,
+        Case::new("mqtt-cut-off-rollback", Sickness::CutOff).await,
     ];
     let shared_cause = "[route.guard]\nshared_cause = \"rollback\"";
     let mut rolled_back = rolled_back.map(|case| case.setting(|route| route.table(shared_cause)));

@@ -40,14 +40,19 @@ pub(crate) fn address_is_green(n: u16, percent: f64) -> bool {
 
 /// Says a line and hears whose origin it is.
 pub(crate) async fn label(stream: &mut TcpStream) -> String {
-    stream.write_all(b"?\n").await.unwrap();
+    try_label(stream).await.expect("the origin answers")
+}
+
+/// The same; `None`: the connection ended.
+pub(crate) async fn try_label(stream: &mut TcpStream) -> Option<String> {
+    stream.write_all(b"?\n").await.ok()?;
     let mut answer = Vec::new();
     let mut byte = [0];
     while byte != *b"\n" {
-        soon(stream.read_exact(&mut byte)).await.unwrap();
+        soon(stream.read_exact(&mut byte)).await.ok()?;
         answer.push(byte[0]);
     }
-    String::from_utf8(answer).unwrap().strip_suffix(":?\n").unwrap().to_owned()
+    Some(String::from_utf8(answer).unwrap().strip_suffix(":?\n").unwrap().to_owned())
 }
 
 async fn origins() -> (TcpOrigin, TcpOrigin) {
@@ -253,6 +258,46 @@ async fn green_out_of_reach_costs_no_connection_with_fallback_blue_and_is_refuse
     let status = counted(&crossfade, "bus", |status| arm(status, "green")["unreachable"] == 2 * greens).await;
     assert_eq!(arm(&status, "green")["fallbacks"], greens, "{status}");
     assert_eq!(arm(&status, "blue")["failures"], 0, "{status}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_closes_at_once_and_without_a_byte_fails_once_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let route = Route::tcp(free_address(), address).green_percentage(100.0).unchecked().unguarded();
+    let crossfade = Crossfade::start(&route.to_string()).await;
+    // What both say, whether the client goes first, and whether the endpoint resets the connection.
+    let cases: [(&[u8], &[u8], bool, bool); 6] = [
+        (b"", b"", false, false),
+        (b"question", b"", false, false),
+        (b"question", b"", false, true),
+        (b"question", b"answer", false, false),
+        (b"one way", b"", true, false),
+        (b"one way", b"", true, true),
+    ];
+    for (of_client, of_endpoint, client_first, reset) in cases {
+        let mut client = TcpStream::connect(route.listen).await.unwrap();
+        client.write_all(of_client).await.unwrap();
+        let (mut endpoint, _) = soon(listener.accept()).await.unwrap();
+        let mut heard = vec![0; of_client.len()];
+        soon(endpoint.read_exact(&mut heard)).await.unwrap();
+        if client_first {
+            client.shutdown().await.unwrap();
+            assert_eq!(soon(endpoint.read(&mut [0])).await.unwrap(), 0);
+        }
+        endpoint.write_all(of_endpoint).await.unwrap();
+        if reset {
+            socket2::SockRef::from(&endpoint).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(endpoint);
+        let mut answer = Vec::new();
+        let _ended = soon(client.read_to_end(&mut answer)).await;
+        assert_eq!(answer, of_endpoint);
+    }
+    let status = counted(&crossfade, "bus", |status| arm(status, "green")["ok"] == cases.len()).await;
+    let green = arm(&status, "green");
+    assert_eq!((&green["broken"], &green["dispatched"]), (&3.into(), &(cases.len() + 3).into()), "{status}");
+    assert_eq!(green["open"], 0, "{status}");
 }
 
 #[tokio::test]
