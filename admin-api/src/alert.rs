@@ -166,7 +166,7 @@ impl Alerts {
 
     /// Tells until `shutdown`, and then, for some seconds, what is left.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut events = self.control.subscribe();
+        let mut events = self.control.subscribe_early();
         let config = self.control.config();
         let mut lanes = JoinSet::new();
         // Beside the lanes: a file whose disk hangs holds nobody up.

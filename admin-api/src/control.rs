@@ -395,6 +395,11 @@ impl Control {
         self.now.lock().announcer.subscribe()
     }
 
+    /// For the first caller also what has happened since [`Self::open`] began: a plan may have been paused by then.
+    pub fn subscribe_early(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.now.lock().announcer.subscribe_early()
+    }
+
     /// Routes whose green gets traffic, or whose plan runs, with a guard that is armed; none while frozen. Forgets what
     /// was thought of the others, but for latched ones.
     pub fn watched(&self) -> Vec<Watched> {

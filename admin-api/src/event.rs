@@ -144,6 +144,8 @@ pub(crate) fn rfc3339(at: OffsetDateTime) -> String {
 #[derive(Debug)]
 pub(crate) struct Announcer {
     sender: broadcast::Sender<Arc<Event>>,
+    /// Has heard everything so far.
+    early: Option<broadcast::Receiver<Arc<Event>>>,
     last: u64,
 }
 
@@ -154,7 +156,8 @@ const EVENTS_PER_ROUTE: usize = 8;
 
 impl Announcer {
     pub(crate) fn new(routes: usize) -> Self {
-        Self { sender: broadcast::Sender::new(EVENTS_KEPT + EVENTS_PER_ROUTE * routes), last: 0 }
+        let (sender, early) = broadcast::channel(EVENTS_KEPT + EVENTS_PER_ROUTE * routes);
+        Self { sender, early: Some(early), last: 0 }
     }
 
     pub(crate) fn announce(&mut self, at: OffsetDateTime, what: Happened) {
@@ -165,6 +168,11 @@ impl Announcer {
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.sender.subscribe()
+    }
+
+    /// The first one hears everything since the start.
+    pub(crate) fn subscribe_early(&mut self) -> broadcast::Receiver<Arc<Event>> {
+        self.early.take().unwrap_or_else(|| self.subscribe())
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use admin_api::{Guardian, Refusal};
+use admin_api::{Alerts, Control, Guardian, Refusal};
 use config::Config;
 use ring::hmac;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     control::ann,
     http::Server,
     peer::{Peer, Reply, Request},
-    support::{Folder, eventually, split},
+    plan::{plan, start, step},
+    support::{FakePlane, FakeStore, Folder, eventually, split},
 };
 
 /// A route `shop`, and these alerts. Paths are below `base`.
@@ -190,6 +192,31 @@ async fn that_events_went_by_is_told() {
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.contains(&format!("\ncrossfade_alerts_missed_total {missed}\n")), "{metrics}");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_plan_that_is_paused_by_the_start_is_told() {
+    let peer = Peer::start([Reply::Status(200)]).await;
+    let guarded = telling(&alert(&peer, ""), Path::new(""));
+    let store = Arc::<FakeStore>::default();
+    let before = Control::open(guarded.clone(), store.clone(), Arc::<FakePlane>::default()).await.unwrap();
+    before.change_plan("shop", start(plan(vec![step(10.0, 1_000)])), "test", &ann(), None).await.unwrap();
+    before.flush().await.unwrap();
+    drop(before);
+
+    let mut unguarded = Config::clone(&guarded);
+    unguarded.routes[0].guard = None;
+    let control = Control::open(Arc::new(unguarded), store, Arc::<FakePlane>::default()).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let telling = tokio::spawn(Alerts::new(control).run(shutdown.clone()));
+    eventually("it is told", || !peer.requests().is_empty()).await;
+    let told: Value = serde_json::from_str(&peer.requests()[0].body).unwrap();
+    assert_eq!(
+        (&told["event"]["change"], &told["event"]["reason"]),
+        (&"paused".into(), &"the guard of the route is off".into())
+    );
+    shutdown.cancel();
+    telling.await.unwrap();
 }
 
 #[tokio::test]

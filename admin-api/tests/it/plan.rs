@@ -26,7 +26,7 @@ use crate::{
     support::{FakePlane, FakeStore, Folder, config, eventually, route, split},
 };
 
-fn step(green: f64, bake: u64) -> Step {
+pub(crate) fn step(green: f64, bake: u64) -> Step {
     Step {
         green: split(green),
         bake: Duration::from_secs(bake),
@@ -36,11 +36,11 @@ fn step(green: f64, bake: u64) -> Step {
     }
 }
 
-fn plan(steps: Vec<Step>) -> Plan {
+pub(crate) fn plan(steps: Vec<Step>) -> Plan {
     Plan { steps, max_hold: Duration::from_secs(100), observe: Duration::ZERO, expected_rps: None }
 }
 
-fn start(plan: Plan) -> PlanChange {
+pub(crate) fn start(plan: Plan) -> PlanChange {
     PlanChange::Start(Box::new(plan))
 }
 
