@@ -22,6 +22,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::{self, Instant};
 
+use crate::authority::Authority;
+
 /// How long anything may take that is expected to happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -80,6 +82,17 @@ impl Crossfade {
         let admin = free_address();
         fs::write(dir.path().join("crossfade.toml"), configuration(admin, more, routes)).unwrap();
         Self::start_in(dir, admin).await
+    }
+
+    /// The same where the system trusts this authority and no other.
+    pub(crate) async fn start_trusting(authority: &Authority, more: &str, routes: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let (admin, roots) = (free_address(), dir.path().join("roots.pem"));
+        authority.write(&roots);
+        fs::write(dir.path().join("crossfade.toml"), configuration(admin, more, routes)).unwrap();
+        let mut trusting = program();
+        trusting.env("SSL_CERT_FILE", roots).env_remove("SSL_CERT_DIR");
+        Self::try_start(trusting, dir, admin).await.unwrap_or_else(|refused| panic!("{refused:?}"))
     }
 
     /// The same with room for `descriptors` open files and no more.

@@ -7,9 +7,11 @@ use loadtest::origin::TcpOrigin;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
+    authority::Authority,
     harness::{Crossfade, configuration, eventually, free_address, program},
     routes::Route,
     site::{RawOrigin, any_port, read_head},
@@ -22,20 +24,26 @@ async fn web(page: Arc<Mutex<String>>) -> (RawOrigin, Arc<Mutex<Vec<Value>>>) {
     let origin = RawOrigin::start(move |mut stream, _| {
         let (page, kept) = (page.lock().clone(), Arc::clone(&kept));
         async move {
-            let mut request = String::from_utf8(read_head(&mut stream).await).unwrap();
-            let (head, body) = request.split_once("\r\n\r\n").unwrap_or_default();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-            let missing = length.map_or(0, |length| length.parse::<usize>().unwrap() - body.len());
-            let mut rest = vec![0; missing];
-            stream.read_exact(&mut rest).await.unwrap();
-            request.push_str(std::str::from_utf8(&rest).unwrap());
-            kept.lock().extend(request.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()));
-            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len());
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            let posted = answer(&mut stream, &page).await;
+            kept.lock().extend(posted);
         }
     })
     .await;
     (origin, posted)
+}
+
+/// Answers one request with this page. What was posted, if anything.
+async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), page: &str) -> Option<Value> {
+    let mut request = String::from_utf8(read_head(stream).await).unwrap();
+    let (head, body) = request.split_once("\r\n\r\n").unwrap_or_default();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let missing = length.map_or(0, |length| length.parse::<usize>().unwrap() - body.len());
+    let mut rest = vec![0; missing];
+    stream.read_exact(&mut rest).await.unwrap();
+    request.push_str(std::str::from_utf8(&rest).unwrap());
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    request.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok())
 }
 
 #[tokio::test]
@@ -68,6 +76,47 @@ async fn a_scraped_signal_takes_green_off_and_a_webhook_is_told() {
     let text = told["text"].as_str().unwrap();
     assert!(text.contains(" green (go) of bus was taken off: lag is 1700, above 1000 for "), "{text}");
     assert!(text.ends_with(&format!(" Incident {}.", told["event"]["incident"]["id"].as_str().unwrap())), "{text}");
+}
+
+#[tokio::test]
+async fn a_webhook_is_told_over_tls_if_the_system_trusts_it() {
+    let (trusted, stranger) = (Authority::new(), Authority::new());
+    let posted: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let mut hooks = Vec::new();
+    for authority in [&trusted, &stranger] {
+        let (acceptor, posted) = (TlsAcceptor::from(authority.issue("127.0.0.1").server(&[])), Arc::clone(&posted));
+        hooks.push(
+            RawOrigin::start(move |tcp, _| {
+                let (acceptor, posted) = (acceptor.clone(), Arc::clone(&posted));
+                async move {
+                    let Ok(mut stream) = acceptor.accept(tcp).await else { return };
+                    let told = answer(&mut stream, "").await;
+                    posted.lock().extend(told);
+                    let _ = stream.shutdown().await;
+                }
+            })
+            .await,
+        );
+    }
+    let alert =
+        |hook: &RawOrigin, name| format!("[[alert]]\nname = \"{name}\"\nurl = \"https://{}/hook\"\n", hook.address);
+    let alerts = [alert(&hooks[0], "trusted"), alert(&hooks[1], "stranger")].concat();
+    let route = Route::tcp(free_address(), free_address()).unchecked();
+    let crossfade = Crossfade::start_trusting(&trusted, &alerts, &route.to_string()).await;
+    crossfade.admin.split("bus", 10.0).await;
+    let (_, rolled_back) = crossfade.admin.post("/rollback", &json!({ "route": "bus", "reason": "enough" })).await;
+    assert_eq!(rolled_back["latched"], true, "{rolled_back}");
+    let told = eventually("the one that is trusted is told", async || posted.lock().first().cloned()).await;
+    assert_eq!((&told["route"], &told["event"]["type"]), (&"bus".into(), &"split".into()));
+    let problem = eventually("the other one is not", async || {
+        let (_, seen) = crossfade.admin.get("/alerts").await;
+        let to_stranger =
+            seen["alerts"].as_array().unwrap().iter().find(|letter| letter["alert"] == "stranger").cloned();
+        to_stranger.and_then(|letter| letter["problem"].as_str().map(str::to_owned))
+    })
+    .await;
+    assert!(problem.contains("certificate"), "{problem}");
+    assert_eq!(posted.lock().len(), 1);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use loadtest::origin::HttpOrigin;
 use proxy::split::{Salt, bucket};
 use serde_json::Value;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt},
     net::{TcpListener, TcpStream},
     task::AbortHandle,
     time,
@@ -137,7 +137,7 @@ impl Drop for RawOrigin {
 }
 
 /// Reads to the end of a request's head; what came of the body is behind it. Empty when the client has gone.
-pub(crate) async fn read_head(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         match stream.read_buf(&mut head).await {
