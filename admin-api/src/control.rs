@@ -1061,10 +1061,12 @@ struct Unexplained {
 impl Unexplained {
     /// Takes milliseconds.
     fn explain(&self) -> (Incident, serde_json::Result<String>) {
+        // Of whom the judgement is about.
+        let seconds: Vec<Arc<Second>> = self.seconds.iter().cloned().map(Second::divided).collect();
         let incident = Incident::of(&Trip {
             route: &self.route,
             judgement: &self.judgement,
-            seconds: &self.seconds,
+            seconds: &seconds,
             before: &self.before,
             tripped: &self.tripped,
             actor: &self.actor,

@@ -23,7 +23,7 @@ use cusum::Events;
 pub(crate) use cusum::{FEWEST_SECONDS, TRIP, alternatives};
 use judgement::quantile_ms;
 pub use judgement::{ArmEvidence, Evidence, Judgement, PlaceboReport, Verdict};
-use rule::{Finding, Rule, Seen};
+use rule::{Asked, BLUE_IS_IDLE, Finding, Rule, Seen, Served};
 
 use crate::{EndpointObservation, Keys, Outcome, Second, Tally};
 
@@ -69,7 +69,7 @@ pub struct Engine {
     looked_up: LookedUp,
     /// Seconds since green last had an outcome.
     silence: u64,
-    /// Seconds since green has answered well; so many that it counts for nothing, if it never has.
+    /// Seconds in which answers of green were due since it last answered well.
     unanswered: u64,
 }
 
@@ -190,10 +190,15 @@ const RECENT_SECONDS: usize = 60;
 /// client.
 const TOO_QUICK_TO_TELL_US: u64 = 1_000;
 
-/// Seconds without a good answer after which it is no longer the way of a route to let its clients wait.
+/// Seconds with answers due and no good one after which it is no longer the way of a route to let its clients wait.
 const LONG_POLL: u64 = 60;
-/// The share of unanswered requests that is allowed where it is not known what is usual, and no good answer comes.
+/// The share of unanswered requests that is allowed at most, and where it is not known what is usual and no good answer comes.
 const NEARLY_ALL: f64 = 0.95;
+
+/// How many times the failed share that green is allowed a blue must be at, in requests without a good answer, to be out of
+/// order; and the share at which it is so whatever the limit.
+const OUT_OF_ORDER: f64 = 4.0;
+const SURELY_OUT_OF_ORDER: f64 = 0.5;
 
 /// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
 const DECLINED_MARGIN: f64 = 0.1;
@@ -211,7 +216,7 @@ impl Engine {
             since_raise: Sums::default(),
             looked_up: LookedUp::default(),
             silence: 0,
-            unanswered: LONG_POLL,
+            unanswered: 0,
         }
     }
 
@@ -247,11 +252,11 @@ impl Engine {
         self.baseline.add(second.at, &second.blue);
     }
 
-    /// Microseconds above which an answer of green counts as slow (`p95_ratio`). `None` while it is not known.
+    /// Microseconds above which an answer of green counts as slow, to the rule that asks for least. `None` while it is not
+    /// known.
     pub fn slower_than_us(&self) -> Option<u64> {
-        let p95 =
-            |ruling: &&Ruling| ruling.what == What::Slow(Quantile::P95) && ruling.consequence == Consequence::Trip;
-        self.rulings.iter().find(p95).and_then(|ruling| ruling.slow_us)
+        let trips = self.rulings.iter().filter(|ruling| ruling.consequence == Consequence::Trip);
+        trips.filter_map(|ruling| ruling.slow_us).min()
     }
 
     /// Judges green by one more second.
@@ -272,18 +277,28 @@ impl Engine {
         self.learn(second);
         self.look_up_what_is_slow();
         self.silence = if second.green.judged() + mirror.pairs > 0 { 0 } else { self.silence + 1 };
-        self.unanswered = if second.green.count(Outcome::Ok) > 0 { 0 } else { self.unanswered.saturating_add(1) };
+        self.unanswered = match second.green.count(Outcome::Ok) {
+            0 => self.unanswered.saturating_add(u64::from(second.green.due > 0)),
+            _ => 0,
+        };
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in &mut rulings {
             let allowed = self.allowed(ruling);
             let events = |tally: &Tally| self.events(ruling, tally);
             let seen = match ruling.what {
-                What::Mismatched => {
-                    Seen { green: Events::new(mirror.mismatches, mirror.pairs), blue: None, keys: None, allowed }
-                }
+                What::Mismatched => Seen {
+                    green: Events::new(mirror.mismatches, mirror.pairs),
+                    blue: None,
+                    green_served: Served::default(),
+                    blue_served: Served::default(),
+                    keys: None,
+                    allowed,
+                },
                 _ => Seen {
                     green: events(&second.green),
                     blue: Some(events(&second.blue)),
+                    green_served: served(&second.green),
+                    blue_served: served(&second.blue),
                     keys: keys(ruling.what, &second.green),
                     allowed,
                 },
@@ -326,9 +341,8 @@ impl Engine {
             What::Overdue => {
                 let usual = overdue(self.baseline.tally());
                 match usual.share().filter(|_| usual.of >= self.policy.min_requests) {
-                    // Where blue itself leaves most waiting, as a WebSocket's handshake never does, time says nothing.
-                    Some(overdue) if overdue > 0.5 => None,
-                    Some(overdue) => Some(1.0 - ruling.limit * (1.0 - overdue)),
+                    // Where blue itself leaves nearly all waiting, as where clients wait for news, time says nothing.
+                    Some(overdue) => Some(1.0 - ruling.limit * (1.0 - overdue)).filter(|share| *share <= NEARLY_ALL),
                     // Nobody knows how long answers take. Where none has come for long, they do not come at all.
                     None => (self.unanswered >= LONG_POLL).then_some(NEARLY_ALL),
                 }
@@ -343,8 +357,8 @@ impl Engine {
             What::Failed | What::FailedMore => failed(tally),
             What::Unreachable => Events::new(tally.count(Outcome::Unreachable), tally.judged()),
             What::Slow(_) => {
-                let bad = ruling.slow_us.map_or(0, |slow| bound::count_above(&tally.latency_us, slow));
-                Events::new(bad, tally.latency_us.len())
+                let slow = |us| Events::new(bound::count_above(&tally.latency_us, us), tally.latency_us.len());
+                ruling.slow_us.map_or_else(Events::default, slow)
             }
             What::Overdue => overdue(tally),
             What::Mismatched => Events::default(),
@@ -409,7 +423,13 @@ impl Engine {
     fn evidence(&self, ruling: &Ruling) -> (Evidence, Finding) {
         let Ruling { what, limit, consequence, slow_us, rule } = ruling;
         let allowed = self.allowed(ruling);
-        let finding = allowed.map_or(Finding::Quiet, |allowed| rule.finding(allowed, self.policy.min_keys));
+        let asked = allowed.map(|allowed| Asked {
+            allowed,
+            min_keys: self.policy.min_keys,
+            blue_has_traffic: *what != What::Mismatched && self.baseline.was_heard_within(BLUE_IS_IDLE),
+            out_of_order: (OUT_OF_ORDER * self.policy.max_error_rate).min(SURELY_OUT_OF_ORDER),
+        });
+        let finding = asked.as_ref().map_or(Finding::Quiet, |asked| rule.finding(asked));
         let (since_zero, recent) = (rule.since_zero(), rule.recent());
         let enough = recent.0.of >= self.policy.min_requests;
         let within = allowed.is_some_and(|allowed| match what {
@@ -427,11 +447,13 @@ impl Engine {
             Finding::Quiet => (recent.0, Events::default(), recent.1, 0),
             _ => since_zero,
         };
-        let spoken = Spoken { ruling, finding, green, blue, seconds, keys, allowed, enough, within };
+        let unserved = asked.filter(|asked| rule.is_blue_out_of_order(asked)).map(|_| rule.blue_unserved());
+        let spoken = Spoken { ruling, finding, green, blue, unserved, seconds, keys, allowed, enough, within };
         let evidence = Evidence {
             rule: what.name().to_owned(),
             verdict,
             reason: self.say(&spoken),
+            shared_cause: finding == Finding::Shared,
             evidence: rule.evidence(),
             limit: *limit,
             observed: what.observed(&self.recent.sums),
@@ -462,7 +484,7 @@ impl Engine {
 
     /// A rule's sentence.
     fn say(&self, spoken: &Spoken<'_>) -> String {
-        let Spoken { ruling, finding, green, blue, seconds, keys, allowed, enough, within } = spoken;
+        let Spoken { ruling, finding, green, blue, unserved, seconds, keys, allowed, enough, within } = spoken;
         let Ruling { what, limit, .. } = ruling;
         let events = |events: &Events| {
             format!("{} of {} ({})", events.bad, events.of, percent(events.share().unwrap_or_default()))
@@ -484,31 +506,47 @@ impl Engine {
                 format!("the limit is {} more than blue, {}", percent(*limit), percent(allowed.unwrap_or_default()))
             }
             What::Slow(quantile) => format!("the limit is {limit} times blue's {}", quantile.as_str()),
+            What::Overdue if overdue(self.baseline.tally()).of < self.policy.min_requests => {
+                format!("{} are too many whatever blue does", percent(NEARLY_ALL))
+            }
             What::Overdue => format!("the limit is {} of blue's throughput", percent(*limit)),
             What::Mismatched => format!("at least {} must match", percent(*limit)),
             What::Declined => format!("{} is as much as can be expected", percent(allowed.unwrap_or_default())),
         };
         let seen = format!("green {did} {} in {seconds} s; {most}", events(green));
-        let beside = match blue.of {
-            0 => String::new(),
+        let beside = match (unserved, blue.of) {
+            (Some(unserved), _) if *finding == Finding::Shared => {
+                format!("; blue failed or left waiting {}", events(unserved))
+            }
+            (_, 0) => String::new(),
             _ => format!("; blue {did} {}", events(blue)),
         };
         match finding {
             Finding::Quiet if allowed.is_none() => match what {
                 What::Slow(_) => "too little is known of blue's latency".to_owned(),
+                What::Overdue if overdue(self.baseline.tally()).of >= self.policy.min_requests => {
+                    "blue leaves nearly all waiting as well, so that time says nothing".to_owned()
+                }
                 _ => "too little is known of blue".to_owned(),
             },
             Finding::Quiet if !enough => {
                 format!("green has {} outcomes; at least {} are needed", green.of, self.policy.min_requests)
             }
-            Finding::Quiet if !within => format!("{seen}; that is too few to be sure, or too many that are bad"),
+            Finding::Quiet if !within && green.bad as f64 <= allowed.unwrap_or_default() * green.of as f64 => {
+                format!("{seen}; that is too little to be sure")
+            }
+            Finding::Quiet if !within => format!("{seen}; that is too much for a pass"),
             Finding::Quiet => seen,
-            Finding::Doubt => format!("{seen}{beside}; that may be chance"),
-            Finding::FewKeys => format!(
-                "{seen}{beside}; but nearly all of it is of {keys} key{}, and {} are needed: not tripped",
-                if *keys == 1 { "" } else { "s" },
-                self.policy.min_keys
-            ),
+            Finding::Doubt => format!("{seen}{beside}; a breach takes more, and {FEWEST_SECONDS} bad seconds at least"),
+            Finding::FewKeys => {
+                // Of that many others would be left.
+                let few = (*keys).min(u64::from(self.policy.min_keys).saturating_sub(1));
+                format!(
+                    "{seen}{beside}; but nearly all of it is of {few} key{}, and {} are needed: not tripped",
+                    if few == 1 { "" } else { "s" },
+                    self.policy.min_keys
+                )
+            }
             Finding::ThinBlue => format!("{seen}{beside}, too few to say that it does better: not tripped"),
             Finding::Shared if self.policy.shared_cause == SharedCause::Hold => {
                 format!("{seen}{beside}: both are bad, so green is not to blame; not tripped")
@@ -537,7 +575,7 @@ impl Engine {
             _ => Verdict::Unknown,
         };
         let reason = match (failed, holds) {
-            (0, _) => "an endpoint of green passes its checks".to_owned(),
+            (0, _) => "not every endpoint of green fails its checks".to_owned(),
             (_, true) => {
                 format!(
                     "every endpoint of green has failed {failed} checks or more in a row, and those of blue fail as well: not tripped"
@@ -548,6 +586,7 @@ impl Engine {
         let evidence = Evidence {
             verdict,
             evidence: f64::from(failed) / (f64::from(most) + 1.0),
+            shared_cause: shared,
             observed: Some(f64::from(failed)),
             ..Evidence::bare(HEALTH, reason, f64::from(most))
         };
@@ -584,6 +623,8 @@ struct Spoken<'a> {
     finding: Finding,
     green: Events,
     blue: Events,
+    /// Of a blue that is out of order.
+    unserved: Option<Events>,
     seconds: u64,
     keys: u64,
     allowed: Option<f64>,
@@ -671,6 +712,10 @@ fn overdue(tally: &Tally) -> Events {
     Events::new(tally.overdue, tally.due)
 }
 
+fn served(tally: &Tally) -> Served {
+    Served { failed: tally.failures(), judged: tally.judged(), overdue: tally.overdue }
+}
+
 fn declined(tally: &Tally) -> Events {
     Events::new(tally.count(Outcome::Declined), tally.judged())
 }
@@ -679,7 +724,7 @@ fn declined(tally: &Tally) -> Events {
 fn keys(what: What, green: &Tally) -> Option<&Keys> {
     match what {
         What::Failed | What::FailedMore => Some(&green.failed_keys),
-        // Of those above blue's p95 times its ratio, which stand for those above other quantiles.
+        // Of those above the lowest bar, which stand for those above others.
         What::Slow(_) => Some(&green.slow_keys),
         What::Overdue => Some(&green.overdue_keys),
         What::Unreachable | What::Mismatched | What::Declined => None,

@@ -139,7 +139,7 @@ impl Guardian {
         let route = &watched.route;
         for second in self.control.plane().seconds(route, watch.seen) {
             watch.seen = Some(second.at);
-            let second = divided(second);
+            let second = second.divided();
             if watched.after.max(watch.since).is_some_and(|after| second.at <= after) {
                 watch.engine.learn(&second);
                 continue;
@@ -185,22 +185,6 @@ fn in_parallel(at: u64, mirror: &MirrorObservation) -> Second {
     Second { at, blue: side(&mirror.blue), green: side(&mirror.green), ..Second::default() }
 }
 
-/// Without those of blue's callers whom the split did not send there.
-fn divided(second: Arc<Second>) -> Arc<Second> {
-    if second.unsplit.dispatched + second.unsplit.judged() + second.unsplit.due == 0 {
-        return second;
-    }
-    let mut blue = second.blue.clone();
-    blue.take_away(&second.unsplit);
-    Arc::new(Second {
-        at: second.at,
-        blue,
-        green: second.green.clone(),
-        placebo: second.placebo.clone(),
-        unsplit: Tally::default(),
-    })
-}
-
 /// How often it is looked for a second that is over: a trip comes at most this much later.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -240,16 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn whom_the_split_did_not_send_to_blue_says_nothing_of_what_is_usual() {
-        let unsplit = tally(&[(Outcome::Ok, 30), (Outcome::Refused, 1)]);
+    fn whom_the_split_did_not_send_where_they_went_says_nothing_of_those_it_divides() {
+        let (unsplit, forced) =
+            (tally(&[(Outcome::Ok, 30), (Outcome::Refused, 1)]), tally(&[(Outcome::Ok, 7), (Outcome::Broken, 2)]));
         let mut second = Second { at: 7, blue: tally(&[(Outcome::Ok, 5)]), ..Second::default() };
         second.green = tally(&[(Outcome::Ok, 40)]);
+        let all = Arc::new(second.clone());
+        assert!(Arc::ptr_eq(&Arc::clone(&all).divided(), &all), "nothing to leave out");
         second.blue.add(&unsplit);
-        let without = divided(Arc::new(Second { unsplit, ..second.clone() }));
-        let judged = |second: &Second| [&second.blue, &second.green, &second.unsplit].map(Tally::judged);
-        assert_eq!((without.at, judged(&without), without.blue.failures()), (7, [5, 40, 0], 0));
-        let second = Arc::new(second);
-        assert!(Arc::ptr_eq(&divided(Arc::clone(&second)), &second), "nothing to leave out");
+        second.green.add_counts(&forced);
+        let without = Arc::new(Second { unsplit, forced: Some(Box::new(forced)), ..second }).divided();
+        let counted = |tally: &Tally| (tally.judged(), tally.failures());
+        assert_eq!((without.at, counted(&without.blue), counted(&without.green)), (7, (5, 0), (40, 0)));
+        assert!(without.unsplit.is_idle() && without.forced.is_none());
     }
 
     /// The guard on 30 seconds in parallel.

@@ -135,6 +135,8 @@ pub struct Second {
     /// Of blue, and not of the placebo: callers that were sent there whatever the split, since they have no key or asked for
     /// it. They are another sort than those whom the split divides, so that green is not compared with them.
     pub unsplit: Tally,
+    /// Of green: callers that asked for it, who say as little of those whom the split sends there. `None`: there were none.
+    pub forced: Option<Box<Tally>>,
 }
 
 impl Second {
@@ -143,6 +145,19 @@ impl Second {
             Arm::Blue => &self.blue,
             Arm::Green => &self.green,
         }
+    }
+
+    /// Without the callers whom the split did not send where they went.
+    pub fn divided(self: Arc<Self>) -> Arc<Self> {
+        if self.unsplit.is_idle() && self.forced.is_none() {
+            return self;
+        }
+        let (mut blue, mut green) = (self.blue.clone(), self.green.clone());
+        blue.take_away(&self.unsplit);
+        if let Some(forced) = &self.forced {
+            green.take_away(forced);
+        }
+        Arc::new(Self { at: self.at, blue, green, placebo: self.placebo.clone(), ..Self::default() })
     }
 }
 
@@ -202,7 +217,8 @@ pub struct Tally {
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// Microseconds from the request to the end of the response's header (HTTP), CONNECT to CONNACK (MQTT), to an
-    /// established upstream connection (TCP); of answered ones, that is of `Ok`, `Declined` and `Refused`.
+    /// established upstream connection (TCP); of `Ok` alone. To fail or to turn away may take no time at all, or very long: an
+    /// arm that does nothing else would soon be the measure of what is quick.
     pub latency_us: Histogram<u64>,
     /// Whose failures these were, of those that a single client may be to blame for: all but `Unreachable`.
     pub failed_keys: Keys,
@@ -245,7 +261,7 @@ impl Tally {
     /// Counts one ending. `latency_us`: microseconds, where the arm answered.
     pub fn record(&mut self, outcome: Outcome, latency_us: Option<u64>) {
         self.counts[outcome as usize] += 1;
-        if let Some(us) = latency_us {
+        if let (Outcome::Ok, Some(us)) = (outcome, latency_us) {
             // Auto-resizing histograms only fail where memory does not reach; the cap rules that out.
             let _ = self.latency_us.record(us.min(LATENCY_MAX_US));
         }
@@ -313,6 +329,11 @@ impl Tally {
         let _ = self.latency_us.subtract(&part.latency_us);
         self.due = self.due.saturating_sub(part.due);
         self.overdue = self.overdue.saturating_sub(part.overdue);
+    }
+
+    /// Nothing began, ended or was due.
+    pub fn is_idle(&self) -> bool {
+        self.dispatched + self.due == 0 && self.counts.iter().all(|count| *count == 0)
     }
 
     /// Back to zero, keeping the histogram's memory.

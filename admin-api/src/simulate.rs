@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_seed_brings_the_same_again() {
-        let scenario = Scenario { green_rps: 3.0, error_rate: 0.3, ..Scenario::default() };
+        let scenario = Scenario { green_rps: 3.0, error_rate: 0.1, ..Scenario::default() };
         let sickness = Some(Sickness { errors: 0.6, ..Sickness::default() });
         let watched = |seed| watch(&Guard::default(), &scenario, sickness, seed, 1_200, |_| {});
         assert_eq!(watched(4), watched(4));

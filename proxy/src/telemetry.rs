@@ -40,20 +40,24 @@ pub(crate) struct Meter {
     slow_us: AtomicU64,
 }
 
-/// Whose an exchange is. Blue's are counted in three parts, so that each is counted once.
+/// Whose an exchange is. Each is counted in one part of its arm alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Slice {
     /// Without the placebo's and the unsplit.
     Blue,
+    /// Without the forced.
     Green,
     Placebo,
     /// Blue's, and not because of the split.
     Unsplit,
+    /// Green's, and not because of the split.
+    Forced,
 }
 
 impl Slice {
     fn of(decided: &Decided) -> Self {
         match decided.arm {
+            Arm::Green if !decided.by_split => Self::Forced,
             Arm::Green => Self::Green,
             Arm::Blue if !decided.by_split => Self::Unsplit,
             Arm::Blue if decided.placebo => Self::Placebo,
@@ -64,13 +68,13 @@ impl Slice {
     fn arm(self) -> Arm {
         match self {
             Self::Blue | Self::Placebo | Self::Unsplit => Arm::Blue,
-            Self::Green => Arm::Green,
+            Self::Green | Self::Forced => Arm::Green,
         }
     }
 }
 
 /// One `T` for each [`Slice`].
-type Slices<T> = [T; 4];
+type Slices<T> = [T; 5];
 
 #[derive(Debug, Default)]
 struct Shard {
@@ -196,16 +200,19 @@ impl Meter {
         for (tally, due) in slices.iter_mut().zip(history.undue.turn(due, tick.now, dispatched)) {
             tally.due = due;
         }
-        let [mut blue, green, placebo, unsplit] = slices;
+        let [mut blue, mut green, placebo, unsplit, forced] = slices;
         blue.add(&placebo);
         blue.add(&unsplit);
+        // Green's keys and its sample are for the guard, which leaves these out.
+        green.add_counts(&forced);
+        let forced = (!forced.is_idle()).then(|| Box::new(forced));
         for (total, gathered) in history.total.iter_mut().zip([&blue, &green]) {
             total.add_counts(gathered);
         }
         if history.seconds.len() == SECONDS_KEPT {
             history.seconds.pop_front();
         }
-        history.seconds.push_back(Arc::new(Second { at: tick.at, blue, green, placebo, unsplit }));
+        history.seconds.push_back(Arc::new(Second { at: tick.at, blue, green, placebo, unsplit, forced }));
     }
 
     /// Everything but endpoints and the mirror, up to the last gathered second; what is open is as of now.
@@ -396,7 +403,7 @@ impl Case {
         }
         let tally = self.tally(meter, shard);
         tally.record(outcome, latency_us);
-        if latency_us.is_some_and(|us| us > meter.slow_us.load(Ordering::Relaxed)) {
+        if outcome == Outcome::Ok && latency_us.is_some_and(|us| us > meter.slow_us.load(Ordering::Relaxed)) {
             tally.slow_keys.count(self.key);
         }
         if outcome.is_failure() {

@@ -104,6 +104,11 @@ impl Baseline {
         self.heard.is_some_and(|heard| self.now - heard > self.out_of_date())
     }
 
+    /// Was blue heard of in the last so many seconds?
+    pub(super) fn was_heard_within(&self, seconds: u64) -> bool {
+        self.heard.is_some_and(|heard| self.now - heard <= seconds)
+    }
+
     pub(super) fn report(&self) -> BaselineReport {
         BaselineReport {
             outcomes: self.sum.judged(),

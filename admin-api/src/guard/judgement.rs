@@ -72,6 +72,8 @@ pub struct Evidence {
     pub verdict: Verdict,
     /// A sentence.
     pub reason: String,
+    /// Blue is as bad, or out of order.
+    pub shared_cause: bool,
     /// How strongly it speaks against green: 1 is a breach. 0 where nothing does.
     pub evidence: f64,
     /// From the configuration, in the rule's own unit: a share, or a ratio.
@@ -147,6 +149,7 @@ impl Evidence {
             rule: rule.to_owned(),
             verdict: Verdict::Unknown,
             reason,
+            shared_cause: false,
             evidence: 0.0,
             limit,
             observed: None,

@@ -20,6 +20,8 @@ pub(super) struct Rule {
 #[derive(Clone, Debug, Default)]
 struct Excursion {
     worse: Worse,
+    /// The same, of requests that got no good answer, whatever the rule asks.
+    serves_worse: Worse,
     /// The last minutes of it, counted apart: what was hours ago, as with a client that fails all day, must not outweigh
     /// what is going on.
     older: Counts,
@@ -31,6 +33,7 @@ struct Counts {
     seconds: u64,
     green: Events,
     blue: Events,
+    blue_served: Served,
     /// The split has changed in between, so that the sums of both arms are not of the same time.
     mixed: bool,
     keys: Keys,
@@ -42,7 +45,7 @@ const NEWER: u64 = 60;
 const TELLING: u64 = 20;
 
 /// Seconds after which it is not waited for blue any more: where green has all the traffic, there comes no more of it.
-const BLUE_IS_IDLE: u64 = 180;
+pub(super) const BLUE_IS_IDLE: u64 = 180;
 
 impl Excursion {
     fn add(&mut self, seen: &Seen<'_>) {
@@ -54,7 +57,9 @@ impl Excursion {
         newer.green = newer.green.and(seen.green);
         if let Some(blue) = seen.blue {
             newer.blue = newer.blue.and(blue);
+            newer.blue_served.add(&seen.blue_served);
             self.worse.add(seen.green, blue);
+            self.serves_worse.add(seen.green_served.not_in_time(), seen.blue_served.not_in_time());
         }
         if let Some(keys) = seen.keys {
             newer.keys.add(keys);
@@ -75,6 +80,12 @@ impl Excursion {
         self.older.blue.and(self.newer.blue)
     }
 
+    fn blue_served(&self) -> Served {
+        let mut served = self.older.blue_served;
+        served.add(&self.newer.blue_served);
+        served
+    }
+
     fn keys(&self) -> Keys {
         let mut keys = self.older.keys.clone();
         keys.add(&self.newer.keys);
@@ -82,11 +93,51 @@ impl Excursion {
     }
 }
 
+/// How an arm serves, whatever a rule asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Served {
+    pub(super) failed: u64,
+    pub(super) judged: u64,
+    pub(super) overdue: u64,
+}
+
+impl Served {
+    fn add(&mut self, other: &Self) {
+        self.failed += other.failed;
+        self.judged += other.judged;
+        self.overdue += other.overdue;
+    }
+
+    /// What failed or had no answer in time. Of two arms with the same traffic, whether or not that is usual for it.
+    fn not_in_time(&self) -> Events {
+        Events::new(self.failed + self.overdue, self.judged + self.overdue)
+    }
+
+    /// What failed, or waits and cannot be what is answered late: where answers take long, as many come as are overdue.
+    pub(super) fn not_at_all(&self) -> Events {
+        let waiting = self.overdue.saturating_sub(self.judged - self.failed);
+        Events::new(self.failed + waiting, self.judged + waiting)
+    }
+}
+
+/// What the evidence is held against.
+pub(super) struct Asked {
+    /// See [`Seen`].
+    pub(super) allowed: f64,
+    pub(super) min_keys: u32,
+    /// Blue was heard of in the last minutes: that a rule knows nothing of it is not for want of traffic.
+    pub(super) blue_has_traffic: bool,
+    /// The share of blue's requests without a good answer from which on blue is out of order.
+    pub(super) out_of_order: f64,
+}
+
 /// What a second holds for a rule.
 pub(super) struct Seen<'a> {
     pub(super) green: Events,
     /// `None`: blue is not asked.
     pub(super) blue: Option<Events>,
+    pub(super) green_served: Served,
+    pub(super) blue_served: Served,
     /// Whose green's bad events were, of those of which it is known. The others are nobody's in particular. There may be
     /// more than there are bad events, where it is not quite the same that is counted.
     pub(super) keys: Option<&'a Keys>,
@@ -135,8 +186,8 @@ impl Rule {
         self.recent = Recent::default();
     }
 
-    /// `allowed`: see [`Seen`].
-    pub(super) fn finding(&self, allowed: f64, min_keys: u32) -> Finding {
+    pub(super) fn finding(&self, asked: &Asked) -> Finding {
+        let &Asked { allowed, min_keys, blue_has_traffic, .. } = asked;
         let (blue, worse) = (self.excursion.blue(), &self.excursion.worse);
         let evidence = self.cusum.evidence();
         if evidence < DOUBT {
@@ -148,9 +199,19 @@ impl Rule {
         if !self.of_many_keys(allowed, min_keys) {
             return Finding::FewKeys;
         }
+        if self.is_blue_out_of_order(asked) && !self.excursion.serves_worse.is_certain() {
+            return Finding::Shared;
+        }
         let blue_is_bad = blue.bad as f64 > allowed * blue.of as f64;
-        if blue.of == 0 || worse.is_certain() || self.is_plainly_worse() || (evidence >= MOST_EVIDENCE && !blue_is_bad)
-        {
+        let is_worse = match evidence >= MOST_EVIDENCE {
+            // In the first seconds of an outage of both, the arm with less traffic may not have been heard of.
+            is_full if blue.of == 0 => is_full || !blue_has_traffic,
+            is_full => {
+                let seems_worse = is_full && !blue_is_bad && self.likelihood() >= LIKELY;
+                worse.is_certain() || self.is_plainly_worse() || seems_worse
+            }
+        };
+        if is_worse {
             Finding::Breach
         } else if blue_is_bad {
             Finding::Shared
@@ -159,16 +220,36 @@ impl Rule {
         }
     }
 
+    /// Does blue fail, or leave waiting, so much that green is better off whatever the rule says? The same cause need not
+    /// look the same on both: where one arm answers with errors the other one may hang, or be slow.
+    pub(super) fn is_blue_out_of_order(&self, asked: &Asked) -> bool {
+        let unserved = self.blue_unserved();
+        unserved.of >= TELLING && unserved.bad as f64 > asked.out_of_order * unserved.of as f64
+    }
+
+    /// Blue's requests without a good answer, of those since the evidence was last zero.
+    pub(super) fn blue_unserved(&self) -> Events {
+        self.excursion.blue_served().not_at_all()
+    }
+
     /// [`Worse`] compares second by second, which takes long where a second holds next to nothing. While there is little,
-    /// the sums tell more: by the likelihood ratio of two shares to one.
+    /// the sums tell more.
     fn is_plainly_worse(&self) -> bool {
-        let (green, blue) = (self.excursion.green(), self.excursion.blue());
         let mixed = self.excursion.older.mixed || self.excursion.newer.mixed;
-        let both = green.and(blue);
-        let (Some(mine), Some(theirs), Some(share)) = (green.share(), blue.share(), both.share()) else { return false };
-        let ratio =
-            green.of as f64 * bound::divergence(mine, share) + blue.of as f64 * bound::divergence(theirs, share);
-        !mixed && both.of <= FEW && mine > theirs && ratio >= PLAIN
+        let few = self.excursion.green().of + self.excursion.blue().of <= FEW;
+        !mixed && few && self.likelihood() >= PLAIN
+    }
+
+    /// How much more likely the sums are if green is worse than if both are alike: the log of the ratio of two shares to
+    /// one, in nats.
+    fn likelihood(&self) -> f64 {
+        let (green, blue) = (self.excursion.green(), self.excursion.blue());
+        match (green.share(), blue.share(), green.and(blue).share()) {
+            (Some(mine), Some(theirs), Some(share)) if mine > theirs => {
+                green.of as f64 * bound::divergence(mine, share) + blue.of as f64 * bound::divergence(theirs, share)
+            }
+            _ => 0.0,
+        }
     }
 
     /// Is it too much also without the clients that had most of it? One that is broken, and another that happened to fail
@@ -216,6 +297,8 @@ impl Rule {
 /// Outcomes of both arms up to which their sums are compared, and the evidence that it takes, in nats.
 const FEW: u64 = 200;
 const PLAIN: f64 = 10.0;
+/// What it takes beside evidence that grows no more, and a blue that is within the limit: a thin blue may be so by chance.
+const LIKELY: f64 = 5.0;
 
 /// Evidence from which on a rule is not sure of green.
 const DOUBT: f64 = 0.5;

@@ -12,6 +12,8 @@ struct Did {
     declined: u64,
     unreachable: u64,
     latency_us: u64,
+    /// And not ended.
+    sent: u64,
     overdue: u64,
     /// Failures were of this many keys.
     keys: u64,
@@ -31,7 +33,7 @@ fn taking(latency_us: u64) -> Did {
 
 fn tally(did: Did, at: u64) -> Tally {
     let mut tally = Tally::default();
-    tally.dispatched = did.ok + did.failed + did.declined + did.unreachable;
+    tally.dispatched = did.ok + did.failed + did.declined + did.unreachable + did.sent;
     for n in 0..did.ok {
         // Spread by a fifth around the middle, the same for every arm.
         tally.record(Outcome::Ok, Some(did.latency_us * (80 + n % 40) / 100));
@@ -255,10 +257,15 @@ fn a_green_that_leaves_requests_waiting_trips_by_its_throughput() {
     );
     let mut watched = warm(Guard::default());
     assert_eq!(watched.until_breach(hanging(50), hanging(50), 30), None, "blue does not answer either");
-    // Blue leaves most of its requests waiting as well, always: that is what the traffic is like.
-    let long = Did { overdue: 40, ..ok(50) };
+    // Blue leaves nearly all of its requests waiting as well, always: that is what the traffic is like.
+    let long = |overdue| Did { overdue, ..ok(50) };
     let mut watched = Watched::by(Guard::default());
-    assert_eq!(watched.until_breach(long, Did { overdue: 50, ..ok(50) }, 300), None);
+    assert_eq!(watched.until_breach(long(48), long(50), 300), None);
+    assert!(watched.rule("throughput").reason.starts_with("blue leaves nearly all waiting as well"));
+    // Where it answers a few, a green that answers nobody is seen.
+    let mut watched = Watched::by(Guard::default());
+    assert_eq!(watched.until_breach(long(40), long(40), 300), None);
+    assert!(watched.until_breach(long(40), hung(50), 60).is_some());
 }
 
 #[test]
@@ -482,7 +489,7 @@ fn a_green_with_all_the_traffic_that_answers_nothing_trips_though_nothing_is_kno
     let mut watched = Watched::by(Guard::default());
     let mut silent = Tally::default();
     (silent.dispatched, silent.due, silent.overdue) = (50, 50, 50);
-    let seconds = (1..=30).find(|_| {
+    let seconds = (1..=90).find(|_| {
         let second = Second { at: watched.at, green: silent.clone(), ..Second::default() };
         watched.at += 1;
         watched.engine.tick(&Arc::new(second), &Surroundings::default()).verdict == Verdict::Breach
@@ -567,7 +574,7 @@ fn a_blue_of_which_little_is_known_leaves_no_gap_for_a_green_that_answers_nothin
     let mut watched = Watched::by(Guard::default());
     watched.seconds(10, ok(1), ok(0));
     let silent = Did { overdue: 50, ..ok(0) };
-    let seconds = (1..=30).find(|_| {
+    let seconds = (1..=90).find(|_| {
         let mut green = tally(silent, 0);
         (green.dispatched, green.due) = (50, 50);
         let second = Second { at: watched.at, green, ..Second::default() };
@@ -575,6 +582,80 @@ fn a_blue_of_which_little_is_known_leaves_no_gap_for_a_green_that_answers_nothin
         watched.engine.tick(&Arc::new(second), &Surroundings::default()).verdict == Verdict::Breach
     });
     assert!(seconds.is_some(), "never");
+}
+
+/// Requests that are sent and not answered in time.
+fn hung(of: u64) -> Did {
+    Did { sent: of, overdue: of, ..ok(0) }
+}
+
+#[test]
+fn a_lull_and_then_clients_that_wait_long_trip_nothing_while_nothing_is_known_of_blue() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(600, ok(0), ok(50));
+    watched.seconds(70, ok(0), ok(0));
+    assert_eq!(watched.until_breach(ok(0), hung(50), 40), None, "{}", watched.judgement().reason);
+    watched.seconds(60, ok(0), Did { overdue: 50, ..ok(50) });
+    // The same after a restart.
+    let mut watched = Watched::by(Guard::default());
+    assert_eq!(watched.until_breach(ok(0), hung(20), 40), None, "{}", watched.judgement().reason);
+}
+
+#[test]
+fn how_fast_blue_fails_is_no_measure_of_what_is_slow() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(600, ok(50), ok(50));
+    for blue in [Did { latency_us: 1_000, ..failing(50, 50) }, Did { declined: 50, latency_us: 1_000, ..ok(0) }] {
+        assert_eq!(watched.until_breach(blue, ok(50), 1_200), None, "{}", watched.judgement().reason);
+    }
+}
+
+#[test]
+fn one_cause_may_look_different_on_each_arm() {
+    let slow = taking(500_000);
+    for (name, blue, green) in [
+        ("blue hangs, green fails", hung(50), failing(50, 50)),
+        ("green hangs, blue fails", failing(50, 50), hung(50)),
+        ("blue fails, green is slow", failing(50, 50), slow),
+        ("blue hangs, green is slow", hung(50), slow),
+        ("blue fails half, green is slow", failing(25, 50), slow),
+    ] {
+        let mut watched = Watched::by(Guard::default());
+        watched.seconds(300, ok(50), ok(50));
+        let (mut shared, mut last) = (false, String::new());
+        for second in 0..600 {
+            assert_ne!(
+                watched.second(blue, green),
+                Verdict::Breach,
+                "{name}, {second}: {}",
+                watched.judgement().reason
+            );
+            if watched.judgement().shared_cause {
+                (shared, last) = (true, watched.judgement().reason.clone());
+            }
+        }
+        assert!(shared && last.contains("blue failed or left waiting"), "{name}: {last}");
+        // Blue is well again, green is not.
+        let seconds = watched.until_breach(ok(50), green, 200);
+        assert!(seconds.is_some(), "{name}: {}", watched.judgement().reason);
+    }
+}
+
+#[test]
+fn a_thin_blue_that_happens_to_do_better_in_an_outage_of_both_trips_nothing() {
+    // Of both arms a fifth fails; blue has one request a second and is lucky for a while.
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(300, ok(1), ok(50));
+    for at in 0..10 {
+        assert_ne!(watched.second(ok(1), failing(10, 50)), Verdict::Breach, "{at}: {}", watched.judgement().reason);
+    }
+    // Blue has not been heard of since it began.
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(300, ok(1), ok(50));
+    for at in 0..8 {
+        assert_ne!(watched.second(ok(0), failing(50, 50)), Verdict::Breach, "{at}: {}", watched.judgement().reason);
+    }
+    assert!(watched.until_breach(ok(0), failing(50, 50), 10).is_some());
 }
 
 #[test]

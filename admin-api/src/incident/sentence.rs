@@ -22,7 +22,7 @@ pub(super) fn summary(trip: &Trip<'_>, telling: Option<&Evidence>) -> String {
     };
     let done = if had_share { "was taken off" } else { "was stopped before it had a share" };
     let because = telling.map_or_else(|| judgement.reason.clone(), |rule| because(route, what, rule));
-    let shared = if judgement.shared_cause {
+    let shared = if telling.is_some_and(|rule| rule.shared_cause) {
         " Blue broke the limit as well, and this route is set to roll back all the same."
     } else {
         ""

@@ -173,23 +173,22 @@ impl Stream {
 
     fn answer(&self, moment: &Moment<'_>, answers: &Answers, into: &mut Tally, draw: &mut Draw) {
         let seconds_held_up = moment.at - answers.sent;
-        for (outcome, times) in [(Outcome::Ok, answers.ok), (Outcome::Refused, answers.failed)] {
-            into.record_times(outcome, times);
-            let mut count = |draw: &mut Draw, us: f64, times| {
-                let us = (us * moment.behaviour.slower) as u64;
-                into.latency_us.record_n(us.min(LATENCY_MAX_US), times).expect("it resizes");
-                if moment.slower_than_us.is_some_and(|bar| us > bar) {
-                    self.blame(&mut into.slow_keys, times, draw);
-                }
-            };
-            if seconds_held_up == 0 {
-                moment.latencies.draw_many(draw, times, count);
-            } else {
-                for _ in 0..times {
-                    let waited = (seconds_held_up as f64 - draw.uniform()) * 1e6;
-                    let us = waited + moment.latencies.draw(draw);
-                    count(draw, us, 1);
-                }
+        into.record_times(Outcome::Ok, answers.ok);
+        into.record_times(Outcome::Refused, answers.failed);
+        let mut count = |draw: &mut Draw, us: f64, times| {
+            let us = (us * moment.behaviour.slower) as u64;
+            into.latency_us.record_n(us.min(LATENCY_MAX_US), times).expect("it resizes");
+            if moment.slower_than_us.is_some_and(|bar| us > bar) {
+                self.blame(&mut into.slow_keys, times, draw);
+            }
+        };
+        if seconds_held_up == 0 {
+            moment.latencies.draw_many(draw, answers.ok, count);
+        } else {
+            for _ in 0..answers.ok {
+                let waited = (seconds_held_up as f64 - draw.uniform()) * 1e6;
+                let us = waited + moment.latencies.draw(draw);
+                count(draw, us, 1);
             }
         }
         self.blame(&mut into.failed_keys, answers.failed, draw);
@@ -356,8 +355,7 @@ mod tests {
                 assert_eq!(all.judged(), all.dispatched, "{arm}, seed {seed}");
                 assert_eq!(all.due, all.dispatched, "{arm}, seed {seed}");
                 assert!(all.overdue <= all.due);
-                let answered = all.count(Outcome::Ok) + all.count(Outcome::Refused);
-                assert_eq!(all.latency_us.len(), answered, "{arm}, seed {seed}");
+                assert_eq!(all.latency_us.len(), all.count(Outcome::Ok), "{arm}, seed {seed}");
                 let blamed = all.failures() - all.count(Outcome::Unreachable);
                 assert_eq!(all.failed_keys.total(), blamed, "{arm}, seed {seed}");
                 assert!(played.iter().all(|second| second.arm(arm).overdue <= second.arm(arm).due));

@@ -149,7 +149,7 @@ impl FakePlane {
             tally
         };
         let (blue, green, placebo) = (tally(blue), tally(green), Tally::default());
-        let second = Second { at: seen.seconds.len() as u64, blue, green, placebo, unsplit: Tally::default() };
+        let second = Second { at: seen.seconds.len() as u64, blue, green, placebo, ..Second::default() };
         seen.blue.total.add(&second.blue);
         seen.green.total.add(&second.green);
         seen.seconds.push(Arc::new(second));

@@ -282,12 +282,12 @@ async fn the_placebo_is_blues_and_has_the_keys_that_the_hash_says() {
 }
 
 #[tokio::test]
-async fn who_is_sent_to_blue_whatever_the_split_is_told_apart_from_those_whom_it_divides() {
+async fn who_is_sent_somewhere_whatever_the_split_is_told_apart_from_those_whom_it_divides() {
     let blue = HttpOrigin::start("python", any_port()).await.unwrap();
     let green = HttpOrigin::start("go", any_port()).await.unwrap();
-    let unsplit_of = async |settings: &str, headers: &[&str]| {
+    let unsplit_of = async |green_percentage: f64, settings: &str, headers: &[&str]| {
         let settings = format!("{BY_USER}\n{settings}");
-        let mut site = Site::start(Protocol::Http, &settings, blue.address(), green.address(), 100.0);
+        let mut site = Site::start(Protocol::Http, &settings, blue.address(), green.address(), green_percentage);
         for header in headers {
             assert!(get_with(&site, header).await.starts_with("HTTP/1.1 200"));
         }
@@ -295,13 +295,17 @@ async fn who_is_sent_to_blue_whatever_the_split_is_told_apart_from_those_whom_it
         let second = site.end();
         let total = site.plane.observe("route").unwrap().blue.total.dispatched;
         assert_eq!(second.blue.dispatched, total);
-        (second.unsplit.dispatched, second.blue.dispatched, second.green.dispatched)
+        let forced = second.forced.as_ref().map_or(0, |forced| forced.dispatched);
+        (second.unsplit.dispatched, second.blue.dispatched, forced, second.green.dispatched)
     };
-    assert_eq!(unsplit_of("", &["x-other: 1", "x-user: user-1"]).await, (1, 1, 1), "keyless");
-    assert_eq!(unsplit_of("keyless = \"random\"", &["x-other: 1"]).await, (0, 0, 1));
+    assert_eq!(unsplit_of(100.0, "", &["x-other: 1", "x-user: user-1"]).await, (1, 1, 0, 1), "keyless");
+    assert_eq!(unsplit_of(100.0, "keyless = \"random\"", &["x-other: 1"]).await, (0, 0, 0, 1));
     let asking = "x-user: user-1\r\nx-crossfade-arm: blue";
-    assert_eq!(unsplit_of("allow_override = true", &[asking]).await, (1, 1, 0));
-    assert_eq!(unsplit_of("", &[asking]).await, (0, 0, 1));
+    assert_eq!(unsplit_of(100.0, "allow_override = true", &[asking]).await, (1, 1, 0, 0));
+    assert_eq!(unsplit_of(100.0, "", &[asking]).await, (0, 0, 0, 1));
+    let asking = "x-user: user-1\r\nx-crossfade-arm: green";
+    assert_eq!(unsplit_of(0.0, "allow_override = true", &[asking]).await, (0, 0, 1, 1));
+    assert_eq!(unsplit_of(0.0, "", &[asking]).await, (0, 1, 0, 0));
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ impl Bench {
     fn dispatch(&self, slice: Slice, key: u64) -> Exchange {
         let decided = Decided {
             arm: slice.arm(),
-            by_split: slice != Slice::Unsplit,
+            by_split: !matches!(slice, Slice::Unsplit | Slice::Forced),
             placebo: slice == Slice::Placebo,
             key: Hashed(key),
         };
@@ -61,7 +61,8 @@ fn every_exchange_is_counted_once_however_it_ends() {
     assert_eq!(seen.green.total.dispatched, 3);
     let counts = [Outcome::Ok, Outcome::Declined, Outcome::ClientGone, Outcome::Broken];
     assert_eq!(counts.map(|outcome| seen.green.total.count(outcome)), [1, 1, 1, 0]);
-    assert_eq!(seen.green.total.latency_us.len(), 2);
+    // Only who is served says how long that takes.
+    assert_eq!(seen.green.total.latency_us.len(), 1);
     assert_eq!(seen.green.total.error_rate(), Some(0.0));
 }
 
@@ -126,19 +127,24 @@ fn seconds_are_kept_apart_and_the_oldest_leave() {
 }
 
 #[test]
-fn the_placebo_and_the_unsplit_are_counted_apart_and_with_blue() {
+fn the_placebo_and_whoever_is_not_split_are_counted_apart_and_with_their_arm() {
     let mut bench = Bench::new(1);
+    assert!(bench.end().forced.is_none());
+    bench.dispatch(Slice::Forced, 4).judge(Outcome::Refused, None, fault());
     bench.dispatch(Slice::Blue, 1).judge(Outcome::Ok, Some(10), None);
     bench.dispatch(Slice::Placebo, 2).judge(Outcome::Refused, Some(20), fault());
     bench.dispatch(Slice::Unsplit, 2).judge(Outcome::Ok, Some(5), None);
     bench.dispatch(Slice::Green, 3).judge(Outcome::Ok, Some(30), None);
     let second = bench.end();
     let counted = |tally: &Tally| (tally.dispatched, tally.judged(), tally.failures(), tally.latency_us.len());
-    assert_eq!(counted(&second.blue), (3, 3, 1, 3));
-    assert_eq!(counted(&second.placebo), (1, 1, 1, 1));
+    assert_eq!(counted(&second.blue), (3, 3, 1, 2));
+    assert_eq!(counted(&second.placebo), (1, 1, 1, 0));
     assert_eq!(counted(&second.unsplit), (1, 1, 0, 1));
-    assert_eq!(counted(&second.green), (1, 1, 0, 1));
-    assert_eq!(counted(&bench.meter.observe().blue.total), (3, 3, 1, 3));
+    assert_eq!(counted(second.forced.as_ref().unwrap()), (1, 1, 1, 0));
+    assert_eq!(counted(&second.green), (2, 2, 1, 1));
+    // What the guard goes by.
+    assert_eq!((second.green.failed_keys.total(), second.green.sample.is_none()), (0, true));
+    assert_eq!(counted(&bench.meter.observe().blue.total), (3, 3, 1, 2));
 }
 
 #[test]
@@ -266,7 +272,8 @@ fn due_and_overdue_agree_with_an_account_of_every_exchange() {
         for _ in 0..120 {
             let now = ended.len();
             for _ in 0..random.usize(..12) {
-                let slice = [Slice::Blue, Slice::Green, Slice::Placebo, Slice::Unsplit][random.usize(..4)];
+                let slice =
+                    [Slice::Blue, Slice::Green, Slice::Placebo, Slice::Unsplit, Slice::Forced][random.usize(..5)];
                 let exchange = bench.dispatch(slice, random.u64(..20));
                 for counts in [&mut unanswered, &mut dispatched] {
                     counts.entry(now).or_default()[slice as usize] += 1;
@@ -317,16 +324,23 @@ fn due_and_overdue_agree_with_an_account_of_every_exchange() {
                 not_due += 1;
             }
             ended.push(bench.tick.now);
-            let seen = [&second.blue, &second.green, &second.placebo, &second.unsplit].map(|t| (t.due, t.overdue));
+            let forced = second.forced.as_deref().cloned().unwrap_or_default();
+            let seen =
+                [&second.blue, &second.green, &second.placebo, &second.unsplit, &forced].map(|t| (t.due, t.overdue));
             let of = |slice: Slice| (due[slice as usize], overdue[slice as usize]);
-            let of_blue = [Slice::Blue, Slice::Placebo, Slice::Unsplit]
-                .map(of)
-                .into_iter()
-                .fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
-            let expected = [of_blue, of(Slice::Green), of(Slice::Placebo), of(Slice::Unsplit)];
+            let sum = |slices: &[Slice]| {
+                slices.iter().map(|slice| of(*slice)).fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
+            };
+            let expected = [
+                sum(&[Slice::Blue, Slice::Placebo, Slice::Unsplit]),
+                sum(&[Slice::Green, Slice::Forced]),
+                of(Slice::Placebo),
+                of(Slice::Unsplit),
+                of(Slice::Forced),
+            ];
             assert_eq!(seen, expected, "seed {seed}, second {}", second.at);
             let told = second.green.overdue_keys.of_the_commonest(99);
-            assert_eq!(told, second.green.overdue, "seed {seed}, second {}", second.at);
+            assert_eq!(told, second.green.overdue - forced.overdue, "seed {seed}, second {}", second.at);
         }
         drop(open);
         bench.answer_within = Duration::from_secs(1);

@@ -97,6 +97,18 @@ fn calms() -> Vec<Calm> {
             None,
             0.1,
         ),
+        calm(
+            "nine tenths are green's, and both arms fail all for a minute in each 6 hours",
+            Scenario { share: 0.9, outage: Some(Outage { spell: each(60, 21_600), error_rate: 1.0 }), ..usual },
+            None,
+            0.1,
+        ),
+        calm(
+            "nine tenths are green's, and both arms fail 20 % for 10 minutes in each 6 hours",
+            Scenario { share: 0.9, outage: Some(Outage { spell: each(600, 21_600), error_rate: 0.2 }), ..usual },
+            None,
+            0.1,
+        ),
         calm("one client breaks its requests, 20 % of green's", Scenario { broken_client: 0.2, ..usual }, None, 0.1),
         calm("a hundredth of all is green's", Scenario { share: 0.01, ..usual }, None, 0.02),
         calm("a hundredth of all is blue's", Scenario { share: 0.99, ..usual }, None, 0.1),
