@@ -35,7 +35,7 @@ pub struct Incident {
     /// Of the rules in breach the one that speaks loudest.
     #[schema(example = "error_rate")]
     pub rule: String,
-    /// Blue broke the limit as well, and the route says `shared_cause = "rollback"`.
+    /// Blue was as bad, or out of order, and the route says `shared_cause = "rollback"`.
     pub shared_cause: bool,
     pub labels: Labels,
     pub rules: Vec<Evidence>,
@@ -164,7 +164,7 @@ impl Incident {
             verdict: judgement.verdict,
             reason: judgement.reason.clone(),
             rule: telling.map(|rule| rule.rule.clone()).unwrap_or_default(),
-            shared_cause: judgement.shared_cause,
+            shared_cause: telling.is_some_and(|rule| rule.shared_cause),
             labels: Labels { blue: route.blue.label.clone(), green: route.green.label.clone() },
             rules: judgement.rules.clone(),
             window_seconds: judgement.window_seconds,

@@ -72,23 +72,31 @@ fn write_arms(out: &mut String, incident: &Value) -> std::fmt::Result {
     }
     writeln!(out, "\n## Latencies over {} s\n", cell(&quantiles["window_seconds"]))?;
     writeln!(out, "| | {} | {} |\n|---|---:|---:|", label("blue"), label("green"))?;
-    writeln!(out, "| Answers | {} | {} |", cell(&quantiles["blue"]["answers"]), cell(&quantiles["green"]["answers"]))?;
+    writeln!(
+        out,
+        "| Good answers | {} | {} |",
+        cell(&quantiles["blue"]["answers"]),
+        cell(&quantiles["green"]["answers"])
+    )?;
     for name in ["p50", "p95", "p99"] {
         writeln!(out, "| {name} | {} | {} |", bounded(&quantiles["blue"][name]), bounded(&quantiles["green"][name]))?;
     }
-    writeln!(out, "\nIn brackets: where the true one lies, but for two cases in a thousand.\n")
+    writeln!(
+        out,
+        "\nIn brackets: where the true one lies, but for two cases in a thousand; `?` where the answers are too few to say.\n"
+    )
 }
 
 fn write_rules(out: &mut String, rules: &Value) -> std::fmt::Result {
     writeln!(out, "## Rules\n")?;
-    writeln!(out, "| rule | verdict | evidence | limit | seen | bad | of | what it says |")?;
+    writeln!(out, "| rule | verdict | evidence | limit | last minute | bad | of | what it says |")?;
     writeln!(out, "|---|---|---:|---:|---:|---:|---:|---|")?;
     for rule in rules.as_array().into_iter().flatten() {
         let [name, verdict, bad, of, reason] = ["rule", "verdict", "bad", "of", "reason"].map(|name| cell(&rule[name]));
         let [evidence, limit, observed] = ["evidence", "limit", "observed"].map(|name| number(&rule[name]));
         writeln!(out, "| {name} | {verdict} | {evidence} | {limit} | {observed} | {bad} | {of} | {reason} |")?;
     }
-    writeln!(out, "\nAn evidence of 1 is a breach.\n")
+    writeln!(out, "\nAn evidence of 1 is a breach. Bad events are of the seconds that the sentence names.\n")
 }
 
 fn write_errors(out: &mut String, incident: &Value) -> std::fmt::Result {

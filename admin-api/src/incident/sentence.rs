@@ -23,7 +23,7 @@ pub(super) fn summary(trip: &Trip<'_>, telling: Option<&Evidence>) -> String {
     let done = if had_share { "was taken off" } else { "was stopped before it had a share" };
     let because = telling.map_or_else(|| judgement.reason.clone(), |rule| because(route, what, rule));
     let shared = if telling.is_some_and(|rule| rule.shared_cause) {
-        " Blue broke the limit as well, and this route is set to roll back all the same."
+        " Blue was as bad, and this route is set to roll back all the same."
     } else {
         ""
     };
@@ -42,6 +42,8 @@ fn because(route: &Route, what: &str, rule: &Evidence) -> String {
     let Evidence { bad, of, blue_bad, blue_of, limit, window_seconds: seconds, .. } = rule;
     let seen = |verb: &str| format!("{bad} of {of} {what} {verb} in {seconds} s");
     let while_blue = |verb: &str| match blue_of {
+        // It is bad in another way.
+        0 if rule.shared_cause => String::new(),
         0 => ", with nothing on blue to compare it with".to_owned(),
         _ => format!(", while blue {verb} {blue_bad} of {blue_of}"),
     };
