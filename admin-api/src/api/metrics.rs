@@ -190,7 +190,7 @@ fn write_arms(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
             out.sample("crossfade_endpoint_in_flight", &labels, endpoint.in_flight);
         }
     }
-    out.family("crossfade_latency_seconds", HISTOGRAM, "To the answer's head (HTTP), CONNACK (MQTT), connection (TCP)");
+    out.family("crossfade_latency_seconds", HISTOGRAM, "To a good answer's head (HTTP), CONNACK (MQTT), connection (TCP)");
     for (view, arm, seen) in each() {
         out.histogram("crossfade_latency_seconds", &labels(view, arm), &seen.total.latency_us);
     }
@@ -238,7 +238,7 @@ fn write_mirrors(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
             out.sample("crossfade_mirror_compared_total", &labels, count);
         }
     }
-    out.family("crossfade_mirror_latency_seconds", HISTOGRAM, "To the answer's head, of pairs");
+    out.family("crossfade_mirror_latency_seconds", HISTOGRAM, "To a good answer's head, of pairs");
     for (view, seen) in &mirrors {
         for (arm, tally) in [(Arm::Blue, &seen.blue), (Arm::Green, &seen.green)] {
             out.histogram("crossfade_mirror_latency_seconds", &labels(view, arm), &tally.latency_us);

@@ -73,7 +73,8 @@ async fn a_green_that_answers_500_is_off_within_ten_seconds_and_stays_off_until_
     assert!(counts["green"]["refused"].as_u64().unwrap() >= 20, "{told}");
     assert!(counts["blue"]["ok"].as_u64().unwrap() >= 20, "{told}");
     assert_eq!(counts["green"]["error_rate"], 1.0, "{told}");
-    assert!(told["blue_p95_ms"].as_f64().unwrap() > 0.0 && told["green_p95_ms"].as_f64().unwrap() > 0.0, "{told}");
+    // Green answered nobody well, so that it has no latency.
+    assert!(told["blue_p95_ms"].as_f64().unwrap() > 0.0 && told["green_p95_ms"].is_null(), "{told}");
 
     // Neither a person nor a crash raises it again. Lowering is always possible.
     let raise = async |crossfade: &Crossfade, percent: f64| {

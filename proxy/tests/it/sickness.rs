@@ -328,8 +328,6 @@ async fn green_is_off_within_seconds_whatever_befalls_it() {
         Case::new("mqtt-refusals", Sickness::Errors).await,
         Case::new("mqtt-killed", Sickness::Refused).await,
         Case::new("mqtt-black-hole", Sickness::Silent).await,
-        Case::new("mqtt-cut-off", Sickness::CutOff).await,
-        Case::new("tcp-cut-off", Sickness::CutOff).await,
     ];
     let crossfade = Crossfade::start(&configuration(&cases)).await;
     let loads: BTreeMap<_, _> = cases.iter().map(|case| (case.route.name, case.load(200))).collect();
@@ -344,6 +342,20 @@ async fn green_is_off_within_seconds_whatever_befalls_it() {
     for route in ["http-refused", "mqtt-killed"] {
         assert!(loads[route].bad() < 50, "{route}: {} failures", loads[route].bad());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_green_that_takes_connections_and_drops_them_is_off_within_seconds() {
+    let mut cases =
+        [Case::new("mqtt-cut-off", Sickness::CutOff).await, Case::new("tcp-cut-off", Sickness::CutOff).await];
+    let crossfade = Crossfade::start(&configuration(&cases)).await;
+    let loads: BTreeMap<_, _> = cases.iter().map(|case| (case.route.name, case.load(100))).collect();
+    well(&crossfade, cases.iter().map(|case| &case.route), 200).await;
+    for case in &mut cases {
+        case.green_falls_sick().await;
+    }
+    let off = all_off(&crossfade, &cases).await;
+    assert_promised(&crossfade, &cases, &off, |route| loads[route].bad()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
