@@ -7,13 +7,14 @@ mod plan;
 mod simulate;
 
 use std::{
-    io::IsTerminal,
+    fmt,
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use admin_api::StepForecast;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use config::{Config, Faults};
 use serde_json::json;
@@ -134,7 +135,8 @@ pub fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("crossfade: {error:#}");
+            // Its reader may be gone as well, and the exit code says the same.
+            let _ = writeln!(io::stderr(), "crossfade: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -167,7 +169,6 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the result goes to standard output")]
 fn check(path: &Path, json: bool) -> Result<()> {
     let (routes, steps, faults) = match Config::load(path) {
         Ok(config) => (config.routes.len(), step_forecasts(&config), Faults(check_files(&config))),
@@ -188,12 +189,13 @@ fn check(path: &Path, json: bool) -> Result<()> {
                 })
             })
             .collect();
-        println!("{}", json!({ "ok": count == 0, "routes": routes, "faults": faults, "steps": steps }));
+        print(&json!({ "ok": count == 0, "routes": routes, "faults": faults, "steps": steps }))?;
     } else if count == 0 {
-        println!("{}: ok, {routes} route{}", path.display(), if routes == 1 { "" } else { "s" });
-        steps.iter().for_each(|(place, step)| println!("{place}: {step}"));
+        let ok = format!("{}: ok, {routes} route{}", path.display(), if routes == 1 { "" } else { "s" });
+        let steps = steps.iter().map(|(place, step)| format!("\n{place}: {step}"));
+        print(&steps.fold(ok, |lines, step| lines + &step))?;
     } else {
-        println!("{faults}");
+        print(&faults)?;
     }
     if count > 0 {
         bail!("{} has {count} fault{}", path.display(), if count == 1 { "" } else { "s" });
@@ -218,6 +220,20 @@ fn step_forecasts(config: &Config) -> Vec<(String, StepForecast)> {
         .collect()
 }
 
+/// The result, to standard output. Errors: as of [`unless_unread`].
+fn print(result: &impl fmt::Display) -> Result<()> {
+    unless_unread(writeln!(io::stdout(), "{result}"))
+}
+
+/// Whoever has read enough, as `head` has, may go: what was asked for is done all the same. Errors: it could not be written
+/// for another reason.
+fn unless_unread(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write the result"),
+        _ => Ok(()),
+    }
+}
+
 /// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.
 fn log_to_stderr(json: bool, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
@@ -225,10 +241,12 @@ fn log_to_stderr(json: bool, default: &str) {
             "warn,proxy={default},admin_api={default},config={default},access=info,pingora=error,rumqttd=off"
         ))
     });
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be logged would be told to standard error, too, by a macro that panics when that is gone.
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     if json {
         subscriber.json().flatten_event(true).init();
     } else {
-        subscriber.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+        subscriber.with_ansi(io::stderr().is_terminal()).with_target(false).init();
     }
 }

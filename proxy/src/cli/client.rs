@@ -14,7 +14,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 use tokio::{runtime, time};
 
-use super::Admin;
+use super::{Admin, print};
 use crate::upstream::read_certificates;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,36 +65,27 @@ impl Client {
                 bail!("no route {route}; `crossfade status` lists them");
             }
         }
-        self.print(&status, &table(&status));
-        Ok(())
+        self.print(&status, &table(&status))
     }
 
     pub(super) fn split(&self, route: &str, percent: f64) -> Result<()> {
         let answer =
             self.call(Method::POST, "/traffic-split", Some(json!({ "route": route, "green_percentage": percent })))?;
-        self.print(&answer, &split_line(&answer));
-        Ok(())
+        self.print(&answer, &split_line(&answer))
     }
 
     pub(super) fn rollback(&self, route: &str, reason: &str) -> Result<()> {
         let answer = self.call(Method::POST, "/rollback", Some(json!({ "route": route, "reason": reason })))?;
-        self.print(&answer, &format!("{}, latched until `crossfade reset {route}`", split_line(&answer)));
-        Ok(())
+        self.print(&answer, &format!("{}, latched until `crossfade reset {route}`", split_line(&answer)))
     }
 
     pub(super) fn reset(&self, route: &str, reason: &str) -> Result<()> {
         let answer = self.call(Method::POST, "/reset", Some(json!({ "route": route, "reason": reason })))?;
-        self.print(&answer, &format!("{}, free to be raised", split_line(&answer)));
-        Ok(())
+        self.print(&answer, &format!("{}, free to be raised", split_line(&answer)))
     }
 
-    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
-    pub(super) fn print(&self, answer: &Value, text: &str) {
-        if self.json {
-            println!("{answer}");
-        } else {
-            println!("{text}");
-        }
+    pub(super) fn print(&self, answer: &Value, text: &str) -> Result<()> {
+        if self.json { print(answer) } else { print(&text) }
     }
 
     pub(super) fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {

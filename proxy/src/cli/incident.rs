@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use http::Method;
 
-use super::{Admin, client::Client};
+use super::{Admin, client::Client, print};
 
 #[derive(Debug, Args)]
 pub(super) struct Incident {
@@ -19,16 +19,14 @@ pub(super) struct Incident {
 }
 
 impl Incident {
-    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
     pub(super) fn show(&self) -> Result<()> {
         let client = Client::new(&self.admin)?;
         let path = format!("/incidents/{}", encoded(&self.id(&client)?));
         if self.admin.json {
-            println!("{}", client.call(Method::GET, &path, None)?);
+            print(&client.call(Method::GET, &path, None)?)
         } else {
-            println!("{}", client.page(&path)?.trim_end());
+            print(&client.page(&path)?.trim_end())
         }
-        Ok(())
     }
 
     fn id(&self, client: &Client) -> Result<String> {

@@ -127,15 +127,13 @@ fn status(client: &Client, route: Option<&str>) -> Result<()> {
         }
     }
     let lines: Vec<String> = plans["plans"].as_array().into_iter().flatten().map(line).collect();
-    client.print(&plans, &lines.join("\n"));
-    Ok(())
+    client.print(&plans, &lines.join("\n"))
 }
 
 fn steer(admin: &Admin, call: &str, body: Value) -> Result<()> {
     let client = Client::new(admin)?;
     let answer = client.call(Method::POST, &format!("/plan/{call}"), Some(body))?;
-    client.print(&answer, &line(&answer));
-    Ok(())
+    client.print(&answer, &line(&answer))
 }
 
 /// `shop: running, step 2 of 5, green 10 % of 25 %, 42 of 600 s healthy; waits for …`.

@@ -3,8 +3,9 @@
 mod tables;
 mod work;
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
+use super::{print, unless_unread};
 use admin_api::{
     Burst, Forecast, Onset, Outage, SECONDS_A_DAY, Scenario, Sickness, Slowdown, Spell, Stall, Trip, Watch,
 };
@@ -105,10 +106,9 @@ struct Sick {
 const PATIENCE: u64 = 2 * 3_600;
 
 impl Simulate {
-    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
     pub(super) fn run(self) -> Result<()> {
         if self.tables {
-            return Ok(tables::print(&self.effort(), &mut std::io::stdout())?);
+            return unless_unread(tables::print(&self.effort(), &mut io::stdout()));
         }
         let (route, policy) = self.policy()?;
         let (scenario, effort) = (self.scenario(), self.effort());
@@ -118,12 +118,7 @@ impl Simulate {
             onsets.push(effort.fall_sick(&policy, &scenario, sickness));
         }
         let result = Simulated { route, policy, scenario, healthy, onsets };
-        if self.json {
-            println!("{}", result.json());
-        } else {
-            println!("{}", result.text());
-        }
-        Ok(())
+        if self.json { print(&result.json()) } else { print(&result.text()) }
     }
 
     /// The route's name and its guard.

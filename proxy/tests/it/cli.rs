@@ -1,13 +1,14 @@
 //! The command line as people and scripts use it.
 
-use std::{fs, process::Output};
+use std::{fs, io, net::SocketAddr, process::Output};
 
+use http::StatusCode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
     authority::Authority,
-    harness::{Crossfade, eventually, free_address, program},
+    harness::{Admin, Crossfade, eventually, free_address, program},
     routes::Route,
 };
 
@@ -312,6 +313,70 @@ fn the_check_says_what_can_be_seen_in_the_steps_of_a_plan() {
 
 /// Little enough for a build that is not optimized.
 const BRIEFLY: [&str; 6] = ["--days", "0.02", "--seeds", "2", "--runs", "3"];
+
+/// As `head` goes when it has seen enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_goes_away_changes_nothing() {
+    let gone = || {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let unread = |arguments: &[&str], admin: SocketAddr| {
+        let mut command = program();
+        command.args(arguments).env("CROSSFADE_ADMIN", format!("http://{admin}")).stdout(gone());
+        said(command.output().unwrap())
+    };
+    let steps = "[route.plan]\n[[route.plan.step]]\ngreen = 10\nbake = \"1h\"\n";
+    let bus = Route::tcp(free_address(), free_address()).unchecked().table(steps);
+    let crossfade = Crossfade::start(&bus.to_string()).await;
+    let faulty = crossfade.dir.path().join("faulty.toml");
+    fs::write(&faulty, "").unwrap();
+    let (good, faulty, admin) = (crossfade.config_path(), faulty.to_str().unwrap(), crossfade.admin.address);
+    let good = good.to_str().unwrap();
+    for arguments in [
+        &["check", "--config", good][..],
+        &["check", "--config", good, "--json"],
+        &["status"],
+        &["plan", "start", "bus"],
+        &["plan", "status", "--json"],
+        &["rollback", "bus", "--reason", "drill"],
+        &[&["simulate"][..], &BRIEFLY].concat(),
+    ] {
+        let Said { code, err, .. } = unread(arguments, admin);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+    assert_eq!(ask_json(&crossfade, &["status"]).await["routes"][0]["latched"], true, "what was asked for is done");
+    let Said { code, err, .. } = unread(&["check", "--config", faulty], admin);
+    assert_eq!((code, err), (Some(1), format!("crossfade: {faulty} has 1 fault\n")));
+    let unheard = program().args(["check", "--config", faulty]).stdout(gone()).stderr(gone()).status().unwrap();
+    assert_eq!(unheard.code(), Some(1));
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let full = said(program().args(["check", "--config", good]).stdout(full).output().unwrap());
+    assert!(full.code == Some(1) && full.err.starts_with("crossfade: cannot write the result: "), "{}", full.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_any_more_stops_no_traffic() {
+    let crossfade = Crossfade::start(&Route::tcp(free_address(), free_address()).unchecked().to_string()).await;
+    let (dir, admin) = (TempDir::new().unwrap(), Admin::new(free_address()));
+    let text = fs::read_to_string(crossfade.config_path()).unwrap();
+    let text = text.replace(&crossfade.admin.address.to_string(), &admin.address.to_string());
+    drop(crossfade);
+    let file = dir.path().join("crossfade.toml");
+    fs::write(&file, text).unwrap();
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let mut child = program().arg("run").arg("--config").arg(&file).stderr(writer).spawn().unwrap();
+    eventually("it is ready", async || {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended");
+        let (status, _) = admin.try_get("/ready").await?;
+        (status == StatusCode::OK).then_some(())
+    })
+    .await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
 
 #[test]
 fn a_guard_is_tried_against_synthetic_arms() {
