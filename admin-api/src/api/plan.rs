@@ -46,7 +46,8 @@ struct RunStatus {
     steps: Vec<StepStatus>,
     /// The share of the step is live; else what it waits for comes first.
     entered: bool,
-    /// What it waits for: a sentence. Null where it waits for nothing but time, or runs no more.
+    /// What it waits for: a sentence, new every second. Null where it waits for nothing but time, runs no more, or has not been
+    /// looked at since the plan was changed.
     waits_for: Option<String>,
     /// The name to approve by.
     approval_wanted: Option<String>,

@@ -229,7 +229,8 @@ async fn people_steer_a_plan() {
     eventually("it asks", async || (run(&crossfade).await["approval_wanted"] == wanted).then_some(())).await;
     assert_eq!(crossfade.admin.green("shop").await, 20.0);
     refused("approve", &json!({ "route": "shop", "approval": "launch" }), "asks for the approval \"go-live\"").await;
-    post(&crossfade, "approve", &json!({ "route": "shop", "approval": "go-live" })).await;
+    let approved = post(&crossfade, "approve", &json!({ "route": "shop", "approval": "go-live" })).await;
+    assert_eq!(approved["run"]["waits_for"], Value::Null, "nobody has looked since");
     eventually("half", async || (crossfade.admin.green("shop").await == 50.0).then_some(())).await;
 
     // A hand on the split takes the plan off it.
@@ -251,6 +252,9 @@ async fn people_steer_a_plan() {
     assert_eq!(answer["latched"], true, "{answer}");
     let ended = run(&crossfade).await;
     assert_eq!((&ended["state"], &ended["changed"]["reason"]), (&json!("rolled_back"), &json!("enough")), "{ended}");
+    refused("resume", &route, "has no plan that goes on").await;
+    let (_, answer) = crossfade.admin.post("/plan/resume", &route).await;
+    assert_eq!(answer["cure"], "reset the route, and start one", "{answer}");
 }
 
 #[tokio::test]
