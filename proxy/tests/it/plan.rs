@@ -294,6 +294,21 @@ async fn a_plan_that_is_sent_is_checked_like_one_in_the_file() {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{plan}: {answer}");
         assert!(answer["cure"].is_string(), "{answer}");
     }
+    for (plan, field, problem) in [
+        (json!(null), "plan", "is null, not an object"),
+        (json!("x"), "plan", "is a text, not an object"),
+        (json!({}), "plan.step", "is missing"),
+        (json!({ "step": [] }), "plan.step", "is empty"),
+        (json!({ "step": { "green": 1 } }), "plan.step", "is an object, not a list"),
+        (json!({ "step": [{ "green": 1, "bake": "1m" }, 5] }), "plan.step[1]", "is a number, not an object"),
+    ] {
+        let (_, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop", "plan": plan })).await;
+        assert_eq!((&answer["field"], &answer["detail"]), (&json!(field), &json!(format!("{field}: {problem}"))));
+        assert_eq!(answer["cure"], r#"send an object such as {"step":[{"green":1,"bake":"10m"}]}"#);
+    }
+    let plan = json!({ "step": [{ "green": null, "bake": "1m" }] });
+    let (_, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop", "plan": plan })).await;
+    assert_eq!(answer["detail"], "plan: has a null, or a whole number beyond 64 bits", "{answer}");
     let (status, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop" })).await;
     assert_eq!((status, &answer["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("plan")), "{answer}");
 }
