@@ -59,6 +59,7 @@ enum Command {
     },
     /// Say everything that is wrong with a configuration file, and what can be seen in the steps of its plans
     Check {
+        /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         /// Print the result as JSON
@@ -69,7 +70,7 @@ enum Command {
     Demo(demo::Demo),
     /// Play a route's guard against synthetic arms: how often it trips for nothing, and how soon for something
     Simulate(simulate::Simulate),
-    /// Show each route's split, verdict, error rate and latency
+    /// Show each route's split, verdict, error rate, latency and plan under way
     Status {
         /// Only this route
         route: Option<String>,
@@ -78,9 +79,10 @@ enum Command {
     },
     /// Set green's share of a route
     Split {
+        /// Its name, as `crossfade status` lists it
         route: String,
-        /// Green's share in per cent, in steps of 0.01
-        #[arg(value_name = "PERCENT")]
+        /// Green's share in per cent, in steps of 0.01: 12.5
+        #[arg(value_name = "PERCENT", value_parser = percent, allow_negative_numbers = true)]
         percent: f64,
         #[command(flatten)]
         admin: Admin,
@@ -90,6 +92,7 @@ enum Command {
     Plan(plan::Plan),
     /// Set green's share to 0 and keep it there until a reset
     Rollback {
+        /// Its name, as `crossfade status` lists it
         route: String,
         /// Why, for the record
         #[arg(long)]
@@ -99,8 +102,9 @@ enum Command {
     },
     /// Tell what happened when a route was tripped, as a page to read
     Incident(incident::Incident),
-    /// Let green's share of a route be raised again after a rollback
+    /// Let green's share of a route be raised again after a trip or a rollback, and drop what the guard has seen so far
     Reset {
+        /// Its name, as `crossfade status` lists it
         route: String,
         /// Why, for the record
         #[arg(long)]
@@ -218,6 +222,12 @@ fn step_forecasts(config: &Config) -> Vec<(String, StepForecast)> {
             })
         })
         .collect()
+}
+
+/// Of a share: the API says what it may be.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+    number.ok_or_else(|| format!("{text:?} is not a number; give per cent from 0 to 100 without a sign, such as 12.5"))
 }
 
 /// The result, to standard output. Errors: as of [`unless_unread`].

@@ -48,7 +48,7 @@ impl Plan {
         let document = Document::new(&text);
         let (root, errors) = DeTable::parse_recoverable(&text);
         if !errors.is_empty() {
-            return Err(syntax_faults(&document, &errors));
+            return Err(syntax_faults(&document, &text, &errors));
         }
         let signals: Vec<_> = route.signals.iter().map(|signal| signal.name.clone()).collect();
         let around = Around { guard: route.guard.as_ref(), mirrored: route.mirror.is_some(), signals: &signals };

@@ -69,7 +69,7 @@ fn syntax() {
             "syntax (line 3): unclosed table, expected `]` at column 3; correct the toml here",
         ],
     );
-    check("a = 1\r\na = 2\r\n", &["syntax (line 2): duplicate key at column 1; correct the toml here"]);
+    check("a = 1\r\na = 2\r\n", &["syntax (line 2): duplicate key \"a\" at column 1; correct the toml here"]);
     let large = "#".repeat(LARGEST + 1);
     check(&large, &["file: is larger than 1 MiB; name a configuration file of crossfade"]);
 }
@@ -94,7 +94,7 @@ fn unknown_keys() {
 
 #[test]
 fn types() {
-    check_http("name = 1", "syntax (line 5): duplicate key at column 1; correct the toml here");
+    check_http("name = 1", "syntax (line 5): duplicate key \"name\" at column 1; correct the toml here");
     check_http("keyless = 5", "route[0].keyless (line 5): expected a string, found the integer 5; write it in quotes");
     check_http(
         "keyless = \"green\"",

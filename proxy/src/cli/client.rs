@@ -14,7 +14,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 use tokio::{runtime, time};
 
-use super::{Admin, print};
+use super::{Admin, plan, print};
 use crate::upstream::read_certificates;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,7 +65,15 @@ impl Client {
                 bail!("no route {route}; `crossfade status` lists them");
             }
         }
-        self.print(&status, &table(&status))
+        let mut text = table(&status);
+        if !self.json {
+            let plans = self.call(Method::GET, "/plan", None)?;
+            let lines: Vec<String> = under_way(&plans, &status).map(plan::line).collect();
+            if !lines.is_empty() {
+                text += &format!("\n\nPLANS\n{}", lines.join("\n"));
+            }
+        }
+        self.print(&status, &text)
     }
 
     pub(super) fn split(&self, route: &str, percent: f64) -> Result<()> {
@@ -76,7 +84,7 @@ impl Client {
 
     pub(super) fn rollback(&self, route: &str, reason: &str) -> Result<()> {
         let answer = self.call(Method::POST, "/rollback", Some(json!({ "route": route, "reason": reason })))?;
-        self.print(&answer, &format!("{}, latched until `crossfade reset {route}`", split_line(&answer)))
+        self.print(&answer, &format!("{}, latched until `crossfade reset {route} --reason '…'`", split_line(&answer)))
     }
 
     pub(super) fn reset(&self, route: &str, reason: &str) -> Result<()> {
@@ -188,6 +196,16 @@ fn table(status: &Value) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// The plans of the routes in `/status` that are not over.
+fn under_way<'a>(plans: &'a Value, status: &Value) -> impl Iterator<Item = &'a Value> {
+    let routes: Vec<&Value> = status["routes"].as_array().into_iter().flatten().map(|route| &route["route"]).collect();
+    let plans = plans["plans"].as_array().into_iter().flatten();
+    plans.filter(move |plan| {
+        let goes_on = ["running", "paused"].iter().any(|state| plan["run"]["state"] == **state);
+        goes_on && routes.contains(&&plan["route"])
+    })
 }
 
 /// What the guard thinks, or why it has nothing to think about.
