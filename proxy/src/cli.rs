@@ -227,7 +227,7 @@ fn step_forecasts(config: &Config) -> Vec<(String, StepForecast)> {
 /// Of a share: the API says what it may be.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
-    number.ok_or_else(|| format!("{text:?} is not a number; give per cent from 0 to 100 without a sign, such as 12.5"))
+    number.ok_or_else(|| format!("{text:?} is not a number; give per cent from 0 to 100 without %, such as 12.5"))
 }
 
 /// The result, to standard output. Errors: as of [`unless_unread`].

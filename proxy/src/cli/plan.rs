@@ -22,8 +22,7 @@ pub(super) enum Plan {
     Start {
         /// Its name, as `crossfade status` lists it
         route: String,
-        /// A plan as JSON, in place of the configured one: {"step":[{"green":1,"bake":"10m"},{"green":100,"bake":"1h"}]},
-        /// with the fields of the configuration file
+        /// A plan as JSON, in place of the configured one: {"step":[{"green":1,"bake":"10m"}]}
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
         #[command(flatten)]

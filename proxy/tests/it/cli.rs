@@ -195,10 +195,7 @@ async fn what_is_refused_exits_with_1_and_says_why() {
 #[test]
 fn what_is_not_understood_exits_with_2_and_says_what_to_give() {
     for (arguments, expected) in [
-        (
-            &["split", "bus", "5%"][..],
-            "\"5%\" is not a number; give per cent from 0 to 100 without a sign, such as 12.5",
-        ),
+        (&["split", "bus", "5%"][..], "\"5%\" is not a number; give per cent from 0 to 100 without %, such as 12.5"),
         (&["split", "bus", "nan"], "\"nan\" is not a number"),
         (&["incident"], "<ID|--last <ROUTE>>"),
         (&["incident", "x", "--last", "bus"], "cannot be used with"),
