@@ -102,8 +102,9 @@ fn syntax_faults(document: &Document, text: &str, errors: &[toml::de::Error]) ->
             Some(column) => format!("{what} at column {column}"),
             None => what,
         };
-        let cure = "correct the toml here".to_owned();
-        faults.push(Fault { place: "syntax".to_owned(), line, problem, cure });
+        let sign = error.span().and_then(|span| text.get(span.start..)).is_some_and(|rest| rest.starts_with('%'));
+        let cure = if sign { "write the number without %" } else { "correct the toml here" };
+        faults.push(Fault { place: "syntax".to_owned(), line, problem, cure: cure.to_owned() });
     }
     faults.sort_by_key(|fault| fault.line);
     Faults(faults)

@@ -69,6 +69,7 @@ fn syntax() {
             "syntax (line 3): unclosed table, expected `]` at column 3; correct the toml here",
         ],
     );
+    check("a = 0.05%\n", &["syntax (line 1): invalid float, expected nothing at column 9; write the number without %"]);
     check("a = 1\r\na = 2\r\n", &["syntax (line 2): duplicate key \"a\" at column 1; correct the toml here"]);
     let large = "#".repeat(LARGEST + 1);
     check(&large, &["file: is larger than 1 MiB; name a configuration file of crossfade"]);
