@@ -145,7 +145,7 @@ struct Entry {
     judgement: Option<Arc<Judgement>>,
     /// When each of [`causes`] was last told.
     cautioned: [Option<Instant>; 2],
-    /// What its plan waits for.
+    /// What its plan waits for, as of its last second.
     wait: Option<Wait>,
     /// A step of its plan is on its way to the disk.
     entering: bool,
@@ -174,6 +174,14 @@ impl Entry {
         let revision = self.next_revision;
         self.next_revision += 1;
         revision
+    }
+
+    /// Returns the state before. What a plan waited for before it was changed says nothing of what it waits for now.
+    fn replace(&mut self, live: Recorded) -> Recorded {
+        if live.plan != self.live.plan {
+            self.wait = None;
+        }
+        std::mem::replace(&mut self.live, live)
     }
 
     /// Only seconds above `after` are evidence from now on.
@@ -767,7 +775,7 @@ impl Control {
             entry.drop_evidence(after);
         }
         self.plane.apply(&change.route, loosened.state());
-        entry.live = loosened.clone();
+        entry.replace(loosened.clone());
         now.unrecorded.remove(&change.route);
         now.progress.remove(&change.route);
         now.rows.audit(change.row(before, &loosened, at));
@@ -780,7 +788,7 @@ impl Control {
     fn go_live(&self, now: &mut Now, change: &Change, tightened: Recorded, at: OffsetDateTime) {
         let Some(entry) = now.routes.get_mut(&change.route) else { return };
         self.plane.apply(&change.route, tightened.state());
-        let before = std::mem::replace(&mut entry.live, tightened.clone());
+        let before = entry.replace(tightened.clone());
         now.unrecorded.insert(change.route.clone());
         now.rows.audit(change.row(&before, &tightened, at));
         now.announce(change, &before, &tightened, at);

@@ -20,7 +20,7 @@ use toml::de::DeTable;
 
 use crate::{
     Admin, Config, Fault, Faults, History, Server, TlsFiles, address,
-    fault::Flaw,
+    fault::{Flaw, quoted},
     reader::{Document, Table, Value},
 };
 
@@ -63,7 +63,7 @@ impl Config {
         let document = Document::new(text);
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
-            return Err(syntax_faults(&document, &errors));
+            return Err(syntax_faults(&document, text, &errors));
         }
         let config = document.read(root.get_ref(), |table| lift(&document, table, base));
         let faults = document.into_faults();
@@ -84,7 +84,7 @@ fn too_large(place: String) -> Faults {
     Faults(vec![Fault { place, line: None, problem, cure: "name a configuration file of crossfade".to_owned() }])
 }
 
-fn syntax_faults(document: &Document, errors: &[toml::de::Error]) -> Faults {
+fn syntax_faults(document: &Document, text: &str, errors: &[toml::de::Error]) -> Faults {
     let mut faults: Vec<Fault> = Vec::new();
     // A file of another kind has an error in every line; nobody reads more than the first of them.
     for error in errors.iter().take(MOST_SYNTAX_FAULTS) {
@@ -94,12 +94,17 @@ fn syntax_faults(document: &Document, errors: &[toml::de::Error]) -> Faults {
         if line.is_some() && faults.iter().any(|fault| fault.line == line) {
             continue;
         }
-        let problem = match column {
-            Some(column) => format!("{} at column {column}", error.message()),
-            None => error.message().to_owned(),
+        let what = match error.span().and_then(|span| text.get(span)) {
+            Some(key) if error.message() == "duplicate key" => format!("duplicate key {}", quoted(key)),
+            _ => error.message().to_owned(),
         };
-        let cure = "correct the toml here".to_owned();
-        faults.push(Fault { place: "syntax".to_owned(), line, problem, cure });
+        let problem = match column {
+            Some(column) => format!("{what} at column {column}"),
+            None => what,
+        };
+        let sign = error.span().and_then(|span| text.get(span.start..)).is_some_and(|rest| rest.starts_with('%'));
+        let cure = if sign { "write the number without %" } else { "correct the toml here" };
+        faults.push(Fault { place: "syntax".to_owned(), line, problem, cure: cure.to_owned() });
     }
     faults.sort_by_key(|fault| fault.line);
     Faults(faults)

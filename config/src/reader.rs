@@ -39,7 +39,15 @@ impl Document {
 
     /// The top of the document, which every other table is below.
     pub(crate) fn read<'a, T>(&'a self, root: &'a DeTable<'a>, lift: impl FnOnce(&mut Table<'a>) -> T) -> T {
-        Table { document: self, spot: Spot::default(), entries: root, known: Vec::new(), outer: Vec::new() }.read(lift)
+        Table {
+            document: self,
+            spot: Spot::default(),
+            entries: root,
+            known: Vec::new(),
+            outer: Vec::new(),
+            inner: Vec::new(),
+        }
+        .read(lift)
     }
 
     pub(crate) fn fault(&self, spot: &Spot, flaw: Flaw) {
@@ -77,6 +85,8 @@ pub(crate) struct Table<'a> {
     known: Vec<&'static str>,
     /// Keys of the table around this one: one of them here was most likely written below the wrong header.
     outer: Vec<&'static str>,
+    /// Keys of tables below this one that are written here by mistake, each with its cure.
+    inner: Vec<(&'static str, &'static str)>,
 }
 
 impl<'a> Table<'a> {
@@ -91,6 +101,10 @@ impl<'a> Table<'a> {
             }
         }
         lifted
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     pub(crate) fn has(&self, key: &str) -> bool {
@@ -137,7 +151,8 @@ impl<'a> Table<'a> {
         };
         // At the top of a file a key stands before the first header, which is not where anybody would look for it.
         let outer = if self.spot.place.is_empty() { Vec::new() } else { self.known.clone() };
-        let table = Table { document: self.document, spot: value.spot, entries, known: Vec::new(), outer };
+        let table =
+            Table { document: self.document, spot: value.spot, entries, known: Vec::new(), outer, inner: Vec::new() };
         Some(table.read(lift))
     }
 
@@ -167,7 +182,15 @@ impl<'a> Table<'a> {
         if self.spot.place.is_empty() { key } else { format!("{}.{key}", self.spot.place) }
     }
 
+    /// `key` is known further down, and not here.
+    pub(crate) fn belongs_below(&mut self, key: &'static str, cure: &'static str) {
+        self.inner.push((key, cure));
+    }
+
     fn hint(&self, key: &str) -> String {
+        if let Some((_, cure)) = self.inner.iter().find(|(inner, _)| *inner == key) {
+            return (*cure).to_owned();
+        }
         if self.outer.contains(&key) {
             return format!("it belongs to {}: write it above {}", self.spot.owner(), self.spot.place);
         }
@@ -252,19 +275,19 @@ impl<'a> Value<'a> {
     }
 
     pub(crate) fn duration(&self) -> Option<Duration> {
-        self.duration_up_to(LONGEST)
+        self.duration_in(Grain::Milliseconds, LONGEST)
     }
 
     /// For what people do, not for what a proxy waits for. `longest`: whole hours.
-    pub(crate) fn duration_up_to(&self, longest: Duration) -> Option<Duration> {
+    pub(crate) fn seconds_up_to(&self, longest: Duration) -> Option<Duration> {
+        self.duration_in(Grain::Seconds, longest)
+    }
+
+    fn duration_in(&self, grain: Grain, longest: Duration) -> Option<Duration> {
         match self.node {
-            DeValue::String(text) => self.accept(parse_duration(text, longest)),
-            DeValue::Integer(number) => {
-                let number = shortened(number.as_str());
-                self.fault(format!("{number} has no unit"), format!("write \"{number}s\" or \"{number}ms\""));
-                None
-            }
-            _ => self.mismatch("a duration", DURATION_CURE),
+            DeValue::String(text) => self.accept(parse_duration(text, grain, longest)),
+            DeValue::Integer(number) => self.accept(Err(grain.no_unit(number.as_str(), number.as_str()))),
+            _ => self.mismatch("a duration", grain.cure()),
         }
     }
 
@@ -317,8 +340,14 @@ impl<'a> Value<'a> {
                 item.mismatch::<()>("a table", &format!("write it below a header [[{header}]]"));
                 continue;
             };
-            let table =
-                Table { document: self.document, spot: item.spot, entries, known: Vec::new(), outer: Vec::new() };
+            let table = Table {
+                document: self.document,
+                spot: item.spot,
+                entries,
+                known: Vec::new(),
+                outer: Vec::new(),
+                inner: Vec::new(),
+            };
             lifted.push(table.read(&mut lift));
         }
         Some(lifted)
@@ -329,8 +358,14 @@ impl<'a> Value<'a> {
         let DeValue::Table(entries) = self.node else {
             return self.mismatch("a table", &format!("write {example}"));
         };
-        let table =
-            Table { document: self.document, spot: self.spot.clone(), entries, known: Vec::new(), outer: Vec::new() };
+        let table = Table {
+            document: self.document,
+            spot: self.spot.clone(),
+            entries,
+            known: Vec::new(),
+            outer: Vec::new(),
+            inner: Vec::new(),
+        };
         let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
             let name: &'a str = AsRef::<str>::as_ref(key.get_ref());
             (name, Value { document: self.document, spot: table.spot_at(name, key), node: value.get_ref() })
@@ -402,35 +437,69 @@ impl<'a> Value<'a> {
     }
 }
 
-const DURATION_CURE: &str = "write a whole number and a unit: \"250ms\", \"10s\", \"5m\" or \"1h\"";
+/// How finely a duration may be written.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Grain {
+    Milliseconds,
+    /// Of what is collected second by second.
+    Seconds,
+}
+
+impl Grain {
+    fn cure(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "write a whole number and a unit: \"250ms\", \"10s\", \"5m\" or \"1h\"",
+            Self::Seconds => "write a whole number and a unit: \"10s\", \"5m\" or \"1h\"",
+        }
+    }
+
+    fn least(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "1ms",
+            Self::Seconds => "1s",
+        }
+    }
+
+    /// `written`: as somebody wrote it, `digits` among it.
+    fn no_unit(self, written: &str, digits: &str) -> Flaw {
+        let (written, digits) = (shortened(written), shortened(digits));
+        let other = match self {
+            Self::Milliseconds => "ms",
+            Self::Seconds => "m",
+        };
+        Flaw::new(format!("{written} has no unit"), format!("write \"{digits}s\" or \"{digits}{other}\""))
+    }
+}
 
 /// Longer waits are mistakes: a proxy that holds something for more than a day has forgotten it.
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// `longest`: whole hours.
-pub(crate) fn parse_duration(text: &str, longest: Duration) -> Result<Duration, Flaw> {
+pub(crate) fn parse_duration(text: &str, grain: Grain, longest: Duration) -> Result<Duration, Flaw> {
+    let no_duration = || Flaw::new(format!("{} is not a duration", quoted(text)), grain.cure());
     let (digits, unit) = number_and_unit(text);
     let millis = match unit {
         "ms" => 1,
         "s" => 1000,
         "m" => 60 * 1000,
         "h" => 3600 * 1000,
-        "" if !digits.is_empty() => {
-            let digits = shortened(digits);
-            return Err(Flaw::new(
-                format!("{} has no unit", quoted(text)),
-                format!("write \"{digits}s\" or \"{digits}ms\""),
-            ));
-        }
-        _ => return Err(Flaw::new(format!("{} is not a duration", quoted(text)), DURATION_CURE)),
+        "" if !digits.is_empty() => return Err(grain.no_unit(&quoted(text), digits)),
+        _ => return Err(no_duration()),
     };
     if digits.is_empty() {
-        return Err(Flaw::new(format!("{} is not a duration", quoted(text)), DURATION_CURE));
+        return Err(no_duration());
     }
     // All digits, so that the only way to fail is to be too large.
     let millis = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(millis));
     match millis.map(Duration::from_millis) {
-        Some(Duration::ZERO) => Err(Flaw::new(format!("{} is no time at all", quoted(text)), "write at least \"1ms\"")),
+        Some(Duration::ZERO) => {
+            let cure = format!("write at least {:?}", grain.least());
+            Err(Flaw::new(format!("{} is no time at all", quoted(text)), cure))
+        }
+        Some(duration) if grain == Grain::Seconds && duration.subsec_nanos() > 0 => Err(Flaw::new(
+            format!("{duration:?} is not a whole number of seconds"),
+            "write whole seconds, such as \"90s\"",
+        )),
         Some(duration) if duration <= longest => Ok(duration),
         _ => {
             let hours = longest.as_secs() / 3600;

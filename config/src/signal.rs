@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use crate::{
     Url,
     fault::Flaw,
-    reader::{LONGEST, parse_duration},
+    reader::{Grain, LONGEST, parse_duration},
 };
 
 /// A consumer's lag, a process's memory, its restarts, a figure of the business: pushed, or scraped.
@@ -103,7 +103,7 @@ impl SignalLimit {
         }
         let lasting = match (words.next(), words.next(), words.next()) {
             (None, ..) => Duration::ZERO,
-            (Some("for"), Some(duration), None) => parse_duration(duration, LONGEST)?,
+            (Some("for"), Some(duration), None) => parse_duration(duration, Grain::Milliseconds, LONGEST)?,
             _ => return Err(flaw("does not go on with \"for\" and a duration")),
         };
         Ok(Self { bad, value, lasting })

@@ -20,7 +20,7 @@ pub struct Url {
 
 impl Url {
     pub(crate) fn parse(text: &str) -> Result<Self, Flaw> {
-        const CURE: &str = "write a url such as \"http://127.0.0.1:9100/metrics\"";
+        const CURE: &str = "write all of it, such as \"https://host.example/path\"";
         let (scheme, rest) = text.split_once("://").ok_or_else(|| Flaw::new("is not a url", CURE))?;
         let secure = match scheme.to_ascii_lowercase().as_str() {
             "http" => false,

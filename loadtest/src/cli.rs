@@ -54,7 +54,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // rumqttd calls every client that leaves an error.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,rumqttd=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    // What cannot be logged would be told to standard error, too, by a macro that panics when that is gone.
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false).init();
 
     let (done, failed) = match cli.command {
         Command::Http(http) => (runtime().block_on(http.run()), UNUSABLE.into()),
@@ -88,7 +89,11 @@ async fn told_to_end() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// To standard output. Whoever has read enough, as `head` has, may go. Errors: it could not be written for another reason.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("stdout: cannot write"),
+        _ => Ok(()),
+    }
 }

@@ -20,8 +20,12 @@ pub fn share(text: &str) -> Result<f64, String> {
         Some(number) => (number.trim(), 100.0),
         None => (text, 1.0),
     };
-    let share = number.parse::<f64>().ok().map(|number| number / whole);
-    share.filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| format!("{text:?} is no share; give 0.1% or 0.001"))
+    let share = number.parse::<f64>().map_err(|_| format!("{text:?} is no share; give 0.1% or 0.001"))? / whole;
+    if (0.0..=1.0).contains(&share) {
+        Ok(share)
+    } else {
+        Err(format!("{text:?} is out of range; give a share from 0 to 1, or from 0% to 100%"))
+    }
 }
 
 /// `512`, `16k`, `1M`: bytes, in steps of 1024. Errors: the problem and the cure.

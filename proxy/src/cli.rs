@@ -7,13 +7,14 @@ mod plan;
 mod simulate;
 
 use std::{
-    io::IsTerminal,
+    fmt,
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use admin_api::StepForecast;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use config::{Config, Faults};
 use serde_json::json;
@@ -58,6 +59,7 @@ enum Command {
     },
     /// Say everything that is wrong with a configuration file, and what can be seen in the steps of its plans
     Check {
+        /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         /// Print the result as JSON
@@ -68,7 +70,7 @@ enum Command {
     Demo(demo::Demo),
     /// Play a route's guard against synthetic arms: how often it trips for nothing, and how soon for something
     Simulate(simulate::Simulate),
-    /// Show each route's split, verdict, error rate and latency
+    /// Show each route's split, verdict, error rate, latency and plan under way
     Status {
         /// Only this route
         route: Option<String>,
@@ -77,9 +79,10 @@ enum Command {
     },
     /// Set green's share of a route
     Split {
+        /// Its name, as `crossfade status` lists it
         route: String,
-        /// Green's share in per cent, in steps of 0.01
-        #[arg(value_name = "PERCENT")]
+        /// Green's share in per cent, in steps of 0.01: 12.5
+        #[arg(value_name = "PERCENT", value_parser = percent, allow_negative_numbers = true)]
         percent: f64,
         #[command(flatten)]
         admin: Admin,
@@ -89,6 +92,7 @@ enum Command {
     Plan(plan::Plan),
     /// Set green's share to 0 and keep it there until a reset
     Rollback {
+        /// Its name, as `crossfade status` lists it
         route: String,
         /// Why, for the record
         #[arg(long)]
@@ -98,8 +102,9 @@ enum Command {
     },
     /// Tell what happened when a route was tripped, as a page to read
     Incident(incident::Incident),
-    /// Let green's share of a route be raised again after a rollback
+    /// Let green's share of a route be raised again after a trip or a rollback, and drop what the guard has seen so far
     Reset {
+        /// Its name, as `crossfade status` lists it
         route: String,
         /// Why, for the record
         #[arg(long)]
@@ -134,7 +139,8 @@ pub fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("crossfade: {error:#}");
+            // Its reader may be gone as well, and the exit code says the same.
+            let _ = writeln!(io::stderr(), "crossfade: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -167,7 +173,6 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the result goes to standard output")]
 fn check(path: &Path, json: bool) -> Result<()> {
     let (routes, steps, faults) = match Config::load(path) {
         Ok(config) => (config.routes.len(), step_forecasts(&config), Faults(check_files(&config))),
@@ -188,12 +193,13 @@ fn check(path: &Path, json: bool) -> Result<()> {
                 })
             })
             .collect();
-        println!("{}", json!({ "ok": count == 0, "routes": routes, "faults": faults, "steps": steps }));
+        print(&json!({ "ok": count == 0, "routes": routes, "faults": faults, "steps": steps }))?;
     } else if count == 0 {
-        println!("{}: ok, {routes} route{}", path.display(), if routes == 1 { "" } else { "s" });
-        steps.iter().for_each(|(place, step)| println!("{place}: {step}"));
+        let ok = format!("{}: ok, {routes} route{}", path.display(), if routes == 1 { "" } else { "s" });
+        let steps = steps.iter().map(|(place, step)| format!("\n{place}: {step}"));
+        print(&steps.fold(ok, |lines, step| lines + &step))?;
     } else {
-        println!("{faults}");
+        print(&faults)?;
     }
     if count > 0 {
         bail!("{} has {count} fault{}", path.display(), if count == 1 { "" } else { "s" });
@@ -218,6 +224,26 @@ fn step_forecasts(config: &Config) -> Vec<(String, StepForecast)> {
         .collect()
 }
 
+/// Of a share: the API says what it may be.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+    number.ok_or_else(|| format!("{text:?} is not a number; give per cent from 0 to 100 without %, such as 12.5"))
+}
+
+/// The result, to standard output. Errors: as of [`unless_unread`].
+fn print(result: &impl fmt::Display) -> Result<()> {
+    unless_unread(writeln!(io::stdout(), "{result}"))
+}
+
+/// Whoever has read enough, as `head` has, may go: what was asked for is done all the same. Errors: it could not be written
+/// for another reason.
+fn unless_unread(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write the result"),
+        _ => Ok(()),
+    }
+}
+
 /// `RUST_LOG` decides what is logged; without it `default` and up, and of the libraries only warnings.
 fn log_to_stderr(json: bool, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
@@ -225,10 +251,12 @@ fn log_to_stderr(json: bool, default: &str) {
             "warn,proxy={default},admin_api={default},config={default},access=info,pingora=error,rumqttd=off"
         ))
     });
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be logged would be told to standard error, too, by a macro that panics when that is gone.
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     if json {
         subscriber.json().flatten_event(true).init();
     } else {
-        subscriber.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+        subscriber.with_ansi(io::stderr().is_terminal()).with_target(false).init();
     }
 }

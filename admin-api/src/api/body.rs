@@ -163,12 +163,17 @@ impl Fields {
 
     /// A time as RFC 3339 has it.
     pub(super) fn time(&mut self, name: &str) -> Option<OffsetDateTime> {
-        let text = self.text(name)?;
-        let time = OffsetDateTime::parse(&text, &Rfc3339);
-        if time.is_err() {
-            self.fault(name, "is not a time of RFC 3339", "give it a time such as 2026-01-31T10:15:02Z");
+        let cure = "give it a time such as \"2026-01-31T10:15:02Z\"";
+        match self.take(name)? {
+            Value::String(text) => {
+                let time = OffsetDateTime::parse(&text, &Rfc3339);
+                time.map_err(|_| self.fault(name, "is not a time of RFC 3339", cure)).ok()
+            }
+            other => {
+                self.fault(name, format!("is {}, not a time of RFC 3339", kind(&other)), cure);
+                None
+            }
         }
-        time.ok()
     }
 
     /// A whole number from 1 to `most`, of a query.
@@ -200,7 +205,7 @@ impl Fields {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -318,6 +323,20 @@ mod tests {
         at.sort_unstable();
         assert_eq!(at, ["green_percentage", "reason", "route", "x", "x", "y"]);
         assert_eq!(problem.status, 422);
+    }
+
+    #[test]
+    fn a_time_is_a_text_of_rfc_3339() {
+        for (json, problem) in [
+            ("\"2026-01-31T10:15:02Z\"", None),
+            ("\"yesterday\"", Some("is not a time of RFC 3339")),
+            ("1767225600", Some("is a number, not a time of RFC 3339")),
+        ] {
+            let mut fields = Fields::parse(format!("{{\"at\":{json}}}").as_bytes()).unwrap();
+            fields.time("at");
+            let problems: Vec<&str> = fields.faults.iter().map(|fault| fault.problem.as_str()).collect();
+            assert_eq!(problems, problem.as_slice(), "{json}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ struct Minute {
     #[serde(serialize_with = "percent::serialize_option")]
     #[schema(value_type = Option<f64>)]
     percentage: Option<Split>,
-    /// Of the minute that were counted; fewer than 60 where the process started or ended in it.
+    /// Of the minute that were counted: 60, or one more or less; fewer where the process started or ended in it.
     seconds: u64,
     dispatched: u64,
     ok: u64,
@@ -41,8 +41,9 @@ struct Minute {
     timeout: u64,
     client_gone: u64,
     fallbacks: u64,
-    /// What was to be answered in this minute at the latest, and was not.
+    /// What was to be answered in this minute at the latest.
     due: u64,
+    /// Of that, what was not.
     overdue: u64,
     /// Failed share of those that say something about the arm, 0 to 1.
     error_rate: Option<f64>,

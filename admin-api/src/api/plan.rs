@@ -15,7 +15,7 @@ use super::{
     Problem, State,
     access::Caller,
     action,
-    body::Fields,
+    body::{Fields, kind},
     traffic_split::{Asked, if_match, revision, tag},
 };
 use crate::{
@@ -46,7 +46,8 @@ struct RunStatus {
     steps: Vec<StepStatus>,
     /// The share of the step is live; else what it waits for comes first.
     entered: bool,
-    /// What it waits for: a sentence. Null where it waits for nothing but time, or runs no more.
+    /// What it waits for: a sentence, new every second. Null where it waits for nothing but time, runs no more, or has not been
+    /// looked at since the plan was changed.
     waits_for: Option<String>,
     /// The name to approve by.
     approval_wanted: Option<String>,
@@ -354,6 +355,7 @@ async fn parse(
         Wanted::Start => {
             known.push("plan");
             let plan = match fields.take("plan") {
+                Some(written) if !is_plan(&mut fields, &written) => None,
                 Some(written) => {
                     Plan::lift(&written, route, &config.routes).map_err(|faults| report(&mut fields, faults)).ok()
                 }
@@ -384,6 +386,27 @@ async fn parse(
     let if_match = if_match(&headers, || revision(control, &route.name))?;
     let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
     Ok(Steering { route: route.name.clone(), change, reason, if_match })
+}
+
+/// Whether it has the shape of a plan in JSON: beyond that it is read like one of the file.
+fn is_plan(fields: &mut Fields, written: &Value) -> bool {
+    let mut fault = |field: &str, problem: &str| {
+        fields.fault(field, problem, r#"send an object such as {"step":[{"green":1,"bake":"10m"}]}"#);
+        false
+    };
+    let Some(plan) = written.as_object() else {
+        return fault("plan", &format!("is {}, not an object", kind(written)));
+    };
+    let steps = match plan.get("step") {
+        None => return fault("plan.step", "is missing"),
+        Some(Value::Array(steps)) if steps.is_empty() => return fault("plan.step", "is empty"),
+        Some(Value::Array(steps)) => steps,
+        Some(other) => return fault("plan.step", &format!("is {}, not a list", kind(other))),
+    };
+    match steps.iter().enumerate().find(|(_, step)| !step.is_object()) {
+        Some((index, step)) => fault(&format!("plan.step[{index}]"), &format!("is {}, not an object", kind(step))),
+        None => true,
+    }
 }
 
 fn report(fields: &mut Fields, Faults(faults): Faults) {

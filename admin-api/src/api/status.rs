@@ -253,11 +253,19 @@ const LIMIT: usize = 100;
         ("route" = Option<String>, Query, description = "Only those of this route"),
         ("limit" = Option<u32>, Query, description = "At most this many, up to 1000; 100 when left out"),
     ),
-    responses((status = 200, description = "All that were asked for and are kept", body = IncidentList))
+    responses(
+        (status = 200, description = "All that were asked for and are kept", body = IncidentList),
+        (status = 404, description = "No such route, now or then", body = Problem,
+         content_type = "application/problem+json"),
+    )
 )]
 pub(super) async fn incidents(state: State, uri: Uri) -> Result<Response, Box<Problem>> {
     let (route, limit) = window(&uri, crate::INCIDENTS_KEPT)?;
     let incidents = state.control.incidents(route.as_deref(), limit).await.map_err(unreadable)?;
+    // One that is not configured any more may have some.
+    if let Some(route) = route.filter(|_| incidents.is_empty()) {
+        state.control.state(&route)?;
+    }
     let incidents = incidents.into_iter().filter_map(|json| RawValue::from_string(json).ok()).collect();
     Ok(Json(Incidents { incidents }).into_response())
 }

@@ -307,7 +307,10 @@ fn steered(
             ),
         };
     }
-    let Some(mut run) = known else { return refused("has no plan that goes on", "start one first") };
+    let Some(mut run) = known else {
+        let cure = if live.latch.is_some() { "reset the route, and start one" } else { "start one first" };
+        return refused("has no plan that goes on", cure);
+    };
     // Who skips a hot standby ends the plan.
     let goes_on = matches!(wanted, PlanChange::Resume) || matches!(wanted, PlanChange::Skip if run.current().is_some());
     if goes_on && configured.is_none_or(|route| route.guard.is_none()) {

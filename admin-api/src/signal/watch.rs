@@ -105,13 +105,23 @@ impl Watch {
         let (verdict, evidence, reason) = match heard {
             Some(heard) if is_fresh(heard) => self.judge(name, heard),
             _ if quiet > self.expect_every => self.silence(name, quiet),
-            _ if self.silent == Silent::Ignore => {
-                (Verdict::Pass, 0.0, format!("{name} has no value yet, which is ignored"))
-            }
-            _ => (Verdict::Unknown, 0.0, format!("{name} has no value yet")),
+            _ => self.missing(name, heard),
         };
         let value = heard.map(|heard| heard.value);
         SignalReading { name: name.to_owned(), verdict, reason, evidence, value, limit: self.limit.value }
+    }
+
+    /// Not for so long that it is silence.
+    fn missing(&self, name: &str, heard: Option<&Heard>) -> (Verdict, f64, String) {
+        let (what, cure) = match (heard, self.last) {
+            // It is shown all the same, so that something has to be said about it.
+            (None, Some(_)) => ("has no value since green began anew", "; it takes a new one"),
+            _ => ("has no value yet", ""),
+        };
+        match self.silent {
+            Silent::Ignore => (Verdict::Pass, 0.0, format!("{name} {what}, which is ignored")),
+            _ => (Verdict::Unknown, 0.0, format!("{name} {what}{cure}")),
+        }
     }
 
     fn silence(&self, name: &str, quiet: Duration) -> (Verdict, f64, String) {
@@ -250,7 +260,9 @@ mod tests {
         let mut watch = watch(above(10.0, 0), Silent::Breach, start);
         watch.take(11.0, start, EPOCH).unwrap();
         watch.forget(start + at(5));
-        assert_eq!(watch.reading("lag", start + at(6)).verdict, Verdict::Unknown);
+        let forgotten = watch.reading("lag", start + at(6));
+        assert_eq!(forgotten.verdict, Verdict::Unknown);
+        assert_eq!(forgotten.reason, "lag has no value since green began anew; it takes a new one");
         // Measured before, heard after.
         watch.take(11.0, start + at(4), EPOCH).unwrap();
         assert_eq!(watch.reading("lag", start + at(7)).verdict, Verdict::Unknown);

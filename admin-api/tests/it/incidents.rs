@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     control::ann,
     http::{Answer, Server},
-    support::{shop, split},
+    support::{config, route, shop, split},
 };
 
 /// Trips `shop` with a green that answers nobody, after ten seconds in which it did.
@@ -53,6 +53,19 @@ async fn an_incident_says_in_one_sentence_what_happened_and_has_what_it_rests_on
     assert_eq!(failures[9..11], [json!(0), json!(50)]);
     assert_eq!(incident["quantiles"]["green"]["answers"], failed);
     assert!(incident["quantiles"]["blue"]["p95"]["at_most_ms"].is_number(), "{}", incident["quantiles"]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_route_has_incidents_now_or_then_and_else_the_answer_lists_the_routes() {
+    let (server, incident) = tripped().await;
+    let unknown = server.get("/incidents?route=shed").await.problem(404);
+    assert_eq!((&unknown["field"], &unknown["cure"]), (&json!("route"), &json!("choose one of shop")), "{unknown}");
+    let broker = config(vec![route("broker", "python", "go", 0.0)]);
+    server.control.reload(broker).await.unwrap();
+    assert_eq!(server.get("/incidents?route=broker").await.json()["incidents"], json!([]));
+    let kept = server.get("/incidents?route=shop").await.json();
+    assert_eq!(kept["incidents"][0]["id"], incident["id"], "it is not configured any more");
     server.stop().await;
 }
 

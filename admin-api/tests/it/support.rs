@@ -13,8 +13,8 @@ use std::{
 };
 
 use admin_api::{
-    AuditRow, Batch, DataPlane, EndpointObservation, InstallError, MetricKind, MirrorObservation, Observation, Outcome,
-    ProcessMetric, Recorded, RouteState, Second, SignalRow, StateStore, StoreError, Tally,
+    AuditRow, Batch, DataPlane, EndpointObservation, IncidentRow, InstallError, MetricKind, MirrorObservation,
+    Observation, Outcome, ProcessMetric, Recorded, RouteState, Second, SignalRow, StateStore, StoreError, Tally,
 };
 use config::{
     Admin, ArmSettings, Config, Endpoint, Fallback, Guard, HttpVersion, KeySource, Keyless, Match, Protocol, Route,
@@ -232,7 +232,7 @@ impl DataPlane for FakePlane {
 pub(crate) struct FakeStore {
     states: Mutex<BTreeMap<String, Recorded>>,
     pub(crate) audit: Mutex<Vec<AuditRow>>,
-    incidents: Mutex<Vec<(String, String)>>,
+    incidents: Mutex<Vec<IncidentRow>>,
     signals: Mutex<BTreeMap<(String, String), SignalRow>>,
     pub(crate) failing: AtomicBool,
     hanging: Mutex<bool>,
@@ -288,20 +288,22 @@ impl StateStore for FakeStore {
         }
         self.states.lock().extend(batch.states.clone());
         self.audit.lock().extend(batch.audit.iter().cloned());
-        self.incidents.lock().extend(batch.incidents.iter().map(|row| (row.id.clone(), row.json.clone())));
+        self.incidents.lock().extend(batch.incidents.iter().cloned());
         let signals = batch.signals.iter().map(|row| ((row.route.clone(), row.name.clone()), row.clone()));
         self.signals.lock().extend(signals);
         Ok(())
     }
 
-    fn incidents(&self, _: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
+    fn incidents(&self, route: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
         self.read();
-        Ok(self.incidents.lock().iter().rev().take(limit).map(|(_, json)| json.clone()).collect())
+        let incidents = self.incidents.lock();
+        let wanted = incidents.iter().rev().filter(|row| route.is_none_or(|route| row.route == route));
+        Ok(wanted.take(limit).map(|row| row.json.clone()).collect())
     }
 
     fn incident(&self, id: &str) -> Result<Option<String>, StoreError> {
         self.read();
-        Ok(self.incidents.lock().iter().find(|(other, _)| other == id).map(|(_, json)| json.clone()))
+        Ok(self.incidents.lock().iter().find(|row| row.id == id).map(|row| row.json.clone()))
     }
 
     fn audit(&self, _: Option<&str>, limit: usize) -> Result<Vec<AuditRow>, StoreError> {

@@ -15,7 +15,7 @@ use crate::{
 /// Each step is recorded with its route.
 const MOST_STEPS: usize = 100;
 
-/// A migration takes weeks, a step of it not more than one month.
+/// A migration takes weeks, a step of it not more than one month. Time is collected second by second.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a plan needs of its route.
@@ -39,14 +39,16 @@ impl Plan {
     ///
     /// Errors: every fault of it at once. Their places are paths in the plan, and their lines say nothing.
     pub fn lift<T: Serialize>(written: &T, route: &Route, routes: &[Route]) -> Result<Self, Faults> {
-        let text = toml::to_string(written).map_err(|error| {
-            let cure = "write it as [route.plan] in the configuration file".to_owned();
-            Faults(vec![Fault { place: "plan".to_owned(), line: None, problem: error.to_string(), cure }])
+        let text = toml::to_string(written).map_err(|_| {
+            // All that JSON has and TOML has not.
+            let problem = "has a null, or a whole number beyond 64 bits".to_owned();
+            let cure = "leave it out, or write a smaller one".to_owned();
+            Faults(vec![Fault { place: "plan".to_owned(), line: None, problem, cure }])
         })?;
         let document = Document::new(&text);
         let (root, errors) = DeTable::parse_recoverable(&text);
         if !errors.is_empty() {
-            return Err(syntax_faults(&document, &errors));
+            return Err(syntax_faults(&document, &text, &errors));
         }
         let signals: Vec<_> = route.signals.iter().map(|signal| signal.name.clone()).collect();
         let around = Around { guard: route.guard.as_ref(), mirrored: route.mirror.is_some(), signals: &signals };
@@ -69,8 +71,9 @@ impl Plan {
 }
 
 pub(super) fn lift(table: &mut Table<'_>, around: &Around<'_>) -> Draft {
-    let max_hold = seconds(table.take("max_hold")).unwrap_or(Duration::from_secs(3600));
-    let observe = seconds(table.take("observe")).unwrap_or(Duration::ZERO);
+    let max_hold =
+        table.take("max_hold").and_then(|value| value.seconds_up_to(LONGEST)).unwrap_or(Duration::from_secs(3600));
+    let observe = table.take("observe").and_then(|value| value.seconds_up_to(LONGEST)).unwrap_or(Duration::ZERO);
     let expected_rps = table.take("expected_rps").and_then(|value| {
         let rps = value.number()?;
         if !(rps > 0.0 && rps <= 1e9) {
@@ -138,7 +141,7 @@ fn step(
         }
         *before = Some(green);
     }
-    let bake = seconds(table.required("bake", "write bake = \"10m\""));
+    let bake = table.required("bake", "write bake = \"10m\"").and_then(|value| value.seconds_up_to(LONGEST));
     let gates = Gates {
         approval: table.take("approval").and_then(|value| word(&value)),
         signal: table.take("signal").and_then(|value| signal(&value, around)),
@@ -146,33 +149,30 @@ fn step(
         after: table.take("after").and_then(|value| routes(&value, after)).unwrap_or_default(),
     };
     let has_requirements = table.has("require");
-    let require = table.table("require", "require = { throughput = 0.95 }", |table| require(table, around));
+    let example = "require = { throughput = 0.95 }";
+    let require = table.table("require", example, |table| (!table.is_empty()).then(|| require(table, around)));
+    if require == Some(None) {
+        table.fault("require", "is empty", format!("write {example}, or remove it"));
+    }
     let choices = [("pause", Otherwise::Pause), ("rollback", Otherwise::Rollback)];
     let otherwise = table.choice("otherwise", &choices, Otherwise::default());
     if table.has("otherwise") && !has_requirements {
         table.fault(
             "otherwise",
             "says what happens when a requirement is not met, and there is none",
-            "write require = { throughput = 0.95 }, or remove it",
+            format!("write {example}, or remove it"),
         );
     }
-    Some(Step { green: green?, bake: bake?, gates, require: require.unwrap_or_default(), otherwise })
-}
-
-/// Time is collected second by second.
-fn seconds(value: Option<Value<'_>>) -> Option<Duration> {
-    let value = value?;
-    let duration = value.duration_up_to(LONGEST)?;
-    if duration.subsec_nanos() > 0 {
-        value.fault(format!("{duration:?} is not a whole number of seconds"), "write whole seconds, such as \"90s\"");
-        return None;
-    }
-    Some(duration)
+    Some(Step { green: green?, bake: bake?, gates, require: require.flatten().unwrap_or_default(), otherwise })
 }
 
 fn routes(value: &Value<'_>, after: &mut Vec<(Spot, String)>) -> Option<Vec<String>> {
+    let items = value.list()?;
+    if items.is_empty() {
+        value.fault("is empty", "name the routes that come first, or remove it");
+    }
     let mut names: Vec<String> = Vec::new();
-    for item in value.list()? {
+    for item in items {
         let Some(name) = word(&item) else { continue };
         if names.contains(&name) {
             item.fault("is in the list twice", "remove one of the two");

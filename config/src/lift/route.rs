@@ -67,7 +67,9 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
         None => Some(Health::default()),
     };
     let mirror = table.table("mirror", "[route.mirror] with sample = 10.0", mirror).flatten();
-    let guard = match table.table("guard", "[route.guard] with mode = \"on\"", guard) {
+    let mirrored = table.has("mirror");
+    let guard = match table.table("guard", "[route.guard] with mode = \"on\"", |table| guard(table, protocol, mirrored))
+    {
         Some(guard) => guard,
         None => Some(Guard::default()),
     };
@@ -76,9 +78,12 @@ pub(super) fn lift(table: &mut Table<'_>, base: &Path) -> Draft {
         .take("signal")
         .and_then(|value| value.tables("route.signal", |table| signal::lift(table, &mut names)))
         .unwrap_or_default();
-    let around = plan::Around { guard: guard.as_ref(), mirrored: table.has("mirror"), signals: &names };
+    let around = plan::Around { guard: guard.as_ref(), mirrored, signals: &names };
     let plan = table.table("plan", "[route.plan] with a [[route.plan.step]]", |table| plan::lift(table, &around));
+    table.belongs_below("step", "write its header with plan: [[route.plan.step]]");
     let (plan, after) = plan.map(|draft| (draft.plan, draft.after)).unzip();
+    // What is no table is a faulty plan, and not none: who waits for it is not at fault.
+    let after = after.or_else(|| table.has("plan").then(Vec::new));
     let mut labels = Vec::new();
     let blue = arm(table, Arm::Blue, &mut labels, protocol, listen, base);
     let green = arm(table, Arm::Green, &mut labels, protocol, listen, base);
@@ -264,25 +269,26 @@ fn mirror(table: &mut Table<'_>) -> Option<Mirror> {
     Some(Mirror { sample: sample?.percent()?, max_in_flight, timeout, max_body })
 }
 
-fn guard(table: &mut Table<'_>) -> Option<Guard> {
+fn guard(table: &mut Table<'_>, protocol: Option<Protocol>, mirrored: bool) -> Option<Guard> {
     let default = Guard::default();
     let armed = table.choice("mode", &[("on", true), ("off", false)], true);
-    let max_error_rate = optional_share(table, "max_error_rate").unwrap_or(default.max_error_rate);
+    let max_error_rate = optional_share(table, "max_error_rate", FEW).unwrap_or(default.max_error_rate);
     let max_error_increase = bounded(
         table.take("max_error_increase"),
         |increase| increase > 0.0 && increase <= 100.0,
         "write a share of blue's error rate above 0 and at most 100, such as 0.5 for half as much again",
     );
     let max_p95_ratio = optional_ratio(table, "max_p95_ratio").or(default.max_p95_ratio);
-    let min_match_rate = optional_share(table, "min_match_rate");
+    let min_match_rate = min_match_rate(table, protocol, mirrored);
     let guard = Guard {
         max_error_rate,
         max_error_increase,
-        max_connect_failures: optional_share(table, "max_connect_failures"),
+        max_connect_failures: optional_share(table, "max_connect_failures", FEW),
         max_p50_ratio: optional_ratio(table, "max_p50_ratio"),
         max_p95_ratio,
         max_p99_ratio: optional_ratio(table, "max_p99_ratio"),
-        min_throughput: optional_share(table, "min_throughput").unwrap_or(default.min_throughput),
+        min_throughput: optional_share(table, "min_throughput", "0.5 for half of blue's")
+            .unwrap_or(default.min_throughput),
         answer_within: whole_seconds(table, "answer_within", default.answer_within, 1..=60),
         min_match_rate,
         max_failed_checks: table.integer("max_failed_checks", 1..=1000, default.max_failed_checks),
@@ -296,7 +302,13 @@ fn guard(table: &mut Table<'_>) -> Option<Guard> {
         ),
         pause: table
             .table("pause", "[route.guard.pause] with max_error_rate = 0.01", |table| {
-                pause_limits(table, max_error_rate, max_p95_ratio, min_match_rate)
+                let pause = PauseLimits {
+                    max_error_rate: optional_share(table, "max_error_rate", FEW),
+                    max_p95_ratio: optional_ratio(table, "max_p95_ratio"),
+                    min_match_rate: self::min_match_rate(table, protocol, mirrored),
+                };
+                check_stricter(table, &pause, max_error_rate, max_p95_ratio, min_match_rate);
+                pause
             })
             .unwrap_or_default(),
     };
@@ -304,17 +316,13 @@ fn guard(table: &mut Table<'_>) -> Option<Guard> {
 }
 
 /// The limits that take green off come first: one to pause at that is not stricter would never be reached.
-fn pause_limits(
-    table: &mut Table<'_>,
+fn check_stricter(
+    table: &Table<'_>,
+    limits: &PauseLimits,
     max_error_rate: f64,
     max_p95_ratio: Option<f64>,
     min_match_rate: Option<f64>,
-) -> PauseLimits {
-    let limits = PauseLimits {
-        max_error_rate: optional_share(table, "max_error_rate"),
-        max_p95_ratio: optional_ratio(table, "max_p95_ratio"),
-        min_match_rate: optional_share(table, "min_match_rate"),
-    };
+) {
     let stricter = |key, pause: Option<f64>, limit: Option<f64>, side, is: fn(&f64, &f64) -> bool| {
         if let (Some(pause), Some(limit)) = (pause, limit)
             && !is(&pause, &limit)
@@ -326,12 +334,25 @@ fn pause_limits(
     stricter("max_error_rate", limits.max_error_rate, Some(max_error_rate), "below", f64::lt);
     stricter("max_p95_ratio", limits.max_p95_ratio, max_p95_ratio, "below", f64::lt);
     stricter("min_match_rate", limits.min_match_rate, min_match_rate, "above", f64::gt);
-    limits
 }
 
-fn optional_share(table: &mut Table<'_>, key: &'static str) -> Option<f64> {
-    let cure = "write a share above 0 and below 1, such as 0.05 for 5 per cent";
-    bounded(table.take(key), |share| share > 0.0 && share < 1.0, cure)
+/// What nobody measures would never be asked.
+fn min_match_rate(table: &mut Table<'_>, protocol: Option<Protocol>, mirrored: bool) -> Option<f64> {
+    const KEY: &str = "min_match_rate";
+    http_only(table, protocol, &[KEY]);
+    if table.has(KEY) && protocol == Some(Protocol::Http) && !mirrored {
+        let cure = "add [route.mirror] with sample = 10.0, or remove it";
+        table.fault(KEY, "is measured by the mirror, and this route has none", cure);
+    }
+    optional_share(table, KEY, "0.7 for 70 per cent")
+}
+
+/// How a limit for failures is written.
+const FEW: &str = "0.05 for 5 per cent";
+
+fn optional_share(table: &mut Table<'_>, key: &'static str, example: &str) -> Option<f64> {
+    let cure = format!("write a share above 0 and below 1, such as {example}");
+    bounded(table.take(key), |share| share > 0.0 && share < 1.0, &cure)
 }
 
 fn optional_ratio(table: &mut Table<'_>, key: &'static str) -> Option<f64> {

@@ -69,7 +69,8 @@ fn syntax() {
             "syntax (line 3): unclosed table, expected `]` at column 3; correct the toml here",
         ],
     );
-    check("a = 1\r\na = 2\r\n", &["syntax (line 2): duplicate key at column 1; correct the toml here"]);
+    check("a = 0.05%\n", &["syntax (line 1): invalid float, expected nothing at column 9; write the number without %"]);
+    check("a = 1\r\na = 2\r\n", &["syntax (line 2): duplicate key \"a\" at column 1; correct the toml here"]);
     let large = "#".repeat(LARGEST + 1);
     check(&large, &["file: is larger than 1 MiB; name a configuration file of crossfade"]);
 }
@@ -94,7 +95,7 @@ fn unknown_keys() {
 
 #[test]
 fn types() {
-    check_http("name = 1", "syntax (line 5): duplicate key at column 1; correct the toml here");
+    check_http("name = 1", "syntax (line 5): duplicate key \"name\" at column 1; correct the toml here");
     check_http("keyless = 5", "route[0].keyless (line 5): expected a string, found the integer 5; write it in quotes");
     check_http(
         "keyless = \"green\"",
@@ -701,8 +702,22 @@ fn mirror_and_guard() {
         one(&format!("{key} = 1"), &format!("{key} (line 6): 1 is out of range; {ratio}"));
         one(&format!("{key} = 100.5"), &format!("{key} (line 6): 100.5 is out of range; {ratio}"));
     }
-    one("min_throughput = 1", &format!("min_throughput (line 6): 1 is out of range; {share}"));
-    one("min_match_rate = 70", &format!("min_match_rate (line 6): 70 is out of range; {share}"));
+    one(
+        "min_throughput = 1",
+        "min_throughput (line 6): 1 is out of range; write a share above 0 and below 1, such as 0.5 for half of blue's",
+    );
+    one(
+        &format!("min_match_rate = 70\n{MIRROR}"),
+        "min_match_rate (line 6): 70 is out of range; write a share above 0 and below 1, such as 0.7 for 70 per cent",
+    );
+    let unmeasured =
+        "is measured by the mirror, and this route has none; add [route.mirror] with sample = 10.0, or remove it";
+    one("min_match_rate = 0.7", &format!("min_match_rate (line 6): {unmeasured}"));
+    one("[route.guard.pause]\nmin_match_rate = 0.7", &format!("pause.min_match_rate (line 7): {unmeasured}"));
+    check(
+        &route("mqtt", "[route.guard]\nmin_match_rate = 0.7"),
+        &["route[0].guard.min_match_rate (line 6): only an http route has it, and this one is mqtt; remove it"],
+    );
     for (key, short, long, shown, range) in [
         ("answer_within", "500ms", "61s", "61s", "\"1s\" to \"60s\""),
         ("baseline", "10500ms", "6m", "360s", "\"10s\" to \"300s\""),
@@ -732,7 +747,7 @@ fn mirror_and_guard() {
          write a stricter limit, or leave it out",
     );
     one(
-        "min_match_rate = 0.7\n[route.guard.pause]\nmin_match_rate = 0.6\nmax_p95_ratio = 2.5",
+        &format!("min_match_rate = 0.7\n[route.guard.pause]\nmin_match_rate = 0.6\nmax_p95_ratio = 2.5\n{MIRROR}"),
         "pause.min_match_rate (line 8): 0.6 is not above the limit at which green is taken off, 0.7; \
          write a stricter limit, or leave it out\n\
          route[0].guard.pause.max_p95_ratio (line 9): 2.5 is not below the limit at which green is taken off, 2; \
@@ -742,7 +757,7 @@ fn mirror_and_guard() {
     assert_eq!(guard(""), Some(Guard::default()));
     assert_eq!(guard("mode = \"off\"\nbaseline = \"5m\""), None);
     let all = "max_error_increase = 0.5\nmax_p50_ratio = 3\nmin_match_rate = 0.7\nshared_cause = \"rollback\"\n\
-               [route.guard.pause]\nmax_p95_ratio = 1.5\nmin_match_rate = 0.8";
+               [route.guard.pause]\nmax_p95_ratio = 1.5\nmin_match_rate = 0.8\n[route.mirror]\nsample = 1";
     assert_eq!(
         guard(all),
         Some(Guard {
@@ -755,6 +770,8 @@ fn mirror_and_guard() {
         })
     );
 }
+
+const MIRROR: &str = "[route.mirror]\nsample = 1";
 
 /// A plan with these lines in its only step, which is on line 6.
 fn step(lines: &str) -> String {
@@ -771,7 +788,12 @@ fn plans() {
     check_http("[route.plan]\nstep = []", "route[0].plan.step (line 6): is empty; add a [[route.plan.step]] table");
     one("bake = \"1s\"", "green (line 6): is missing; write green = 10 for 10 per cent");
     one("green = 1", "bake (line 6): is missing; write bake = \"10m\"");
-    one("green = 1\nbake = \"0s\"", "bake (line 8): \"0s\" is no time at all; write at least \"1ms\"");
+    one("green = 1\nbake = \"0s\"", "bake (line 8): \"0s\" is no time at all; write at least \"1s\"");
+    one("green = 1\nbake = 600", "bake (line 8): 600 has no unit; write \"600s\" or \"600m\"");
+    check_http(
+        "[[route.step]]\ngreen = 1",
+        "route[0].step (line 5): unknown key; write its header with plan: [[route.plan.step]]",
+    );
     one(
         "green = 1\nbake = \"500ms\"",
         "bake (line 8): 500ms is not a whole number of seconds; write whole seconds, such as \"90s\"",
@@ -789,7 +811,7 @@ fn plans() {
     );
     one(
         &format!("{good}\nwebhook = \"ci.example\""),
-        "webhook (line 9): is not a url; write a url such as \"http://127.0.0.1:9100/metrics\"",
+        "webhook (line 9): is not a url; write all of it, such as \"https://host.example/path\"",
     );
     one(
         &format!("{good}\nrequire = {{ throughput = 1.5 }}"),
@@ -805,6 +827,11 @@ fn plans() {
         "require.match_rate (line 9): is not measured, because the guard does not ask for it; \
          write min_match_rate = 0.7 in [route.guard], or remove it",
     );
+    one(
+        &format!("{good}\nrequire = {{}}\notherwise = \"rollback\""),
+        "require (line 9): is empty; write require = { throughput = 0.95 }, or remove it",
+    );
+    one(&format!("{good}\nafter = []"), "after (line 9): is empty; name the routes that come first, or remove it");
     one(
         &format!("{good}\notherwise = \"rollback\""),
         "otherwise (line 9): says what happens when a requirement is not met, and there is none; \
@@ -843,7 +870,10 @@ fn plans() {
 
 #[test]
 fn plans_that_wait_for_each_other() {
-    let plan = |after: &[&str]| format!("[[route.plan.step]]\ngreen = 1\nbake = \"1s\"\nafter = {after:?}\n");
+    let plan = |after: &[&str]| {
+        let after = if after.is_empty() { String::new() } else { format!("after = {after:?}\n") };
+        format!("[[route.plan.step]]\ngreen = 1\nbake = \"1s\"\n{after}")
+    };
     let named = |name: &str, port: u16, plan: &str| {
         format!(
             "[[route]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:{port}\"\n{plan}\
@@ -868,6 +898,10 @@ fn plans_that_wait_for_each_other() {
         &(after(&["a"]) + &named("a", 1, "")),
         &["route[0].plan.step[0].after[0] (line 9): route a has no plan, so that it is never done; \
            give a a [route.plan], or remove it here"],
+    );
+    check(
+        &(after(&["a"]) + &named("a", 1, "plan = [1]\n")),
+        &["route[1].plan (line 18): expected a table, found a list; write [route.plan] with a [[route.plan.step]]"],
     );
     let circle = after(&["a", "b"])
         + &named("a", 1, &plan(&["b"]))
@@ -903,7 +937,7 @@ fn signals() {
     };
     scrape(
         "url = \"127.0.0.1:9100\"\nmetric = \"a\"",
-        "url (line 9): is not a url; write a url such as \"http://127.0.0.1:9100/metrics\"",
+        "url (line 9): is not a url; write all of it, such as \"https://host.example/path\"",
     );
     scrape(
         "url = \"http://a/\"\nmetric = \"a{b=\\\"c\\\"}\"",
@@ -1390,6 +1424,7 @@ sample = 1
 green = 1
 bake = "1s"
 [route.plan.step.require]
+throughput = 0.9
 [route.blue]
 endpoints = ["127.0.0.1:9001"]
 [route.green]

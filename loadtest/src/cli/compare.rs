@@ -1,14 +1,10 @@
 //! `loadtest compare`: two reports side by side.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::Args;
 
+use super::say;
 use crate::report::{compare, json};
 
 /// Puts the reports of two runs side by side, with differences and ratios.
@@ -27,8 +23,7 @@ impl Compare {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let comparison = compare::compare(&json::read(&self.a)?, &json::read(&self.b)?);
         let text = if self.json { comparison.json() } else { comparison.to_string() };
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")?;
+        say(&text)?;
         Ok(ExitCode::SUCCESS)
     }
 }

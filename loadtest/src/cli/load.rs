@@ -21,6 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::say;
 use crate::{
     keys::Keys,
     load::{Endpoint, Load, Pace, Progress, Protocol, Trust, tls},
@@ -220,7 +221,7 @@ pub(super) async fn run(load: Load, output: OutputArgs) -> anyhow::Result<ExitCo
     output.write(&report)?;
 
     if !output.quiet {
-        write!(io::stdout(), "{}", report::terminal::table(&report)).context("stdout: cannot write")?;
+        say(&report::terminal::table(&report))?;
     }
     let account = &report.account;
     if account.sent > 0 && account.answered == 0 {

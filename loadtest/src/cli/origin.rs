@@ -3,7 +3,6 @@
 use std::{
     error::Error as _,
     fs,
-    io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +17,7 @@ use rustls::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::say;
 use crate::{
     ledger::{Ledger, Owner},
     load::KeyPlace,
@@ -274,10 +274,7 @@ fn unusable<T>(problem: String) -> T {
 
 fn announce(kind: &str, label: &str, address: SocketAddr, control: Option<&Control>) -> anyhow::Result<()> {
     let control = control.map_or_else(String::new, |control| format!(", control on {}", control.address()));
-    let mut out = io::stdout().lock();
-    writeln!(out, "{kind} origin {label} listening on {address}{control}")
-        .and_then(|()| out.flush())
-        .context("stdout: cannot write")
+    say(&format!("{kind} origin {label} listening on {address}{control}\n"))
 }
 
 fn status(text: &str) -> Result<StatusCode, String> {

@@ -1,14 +1,10 @@
 //! `loadtest verify`: joins what loads sent and got with what origins saw.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::Args;
 
+use super::say;
 use crate::ledger::verify::{self, ArmOf, Decided, Inputs};
 
 /// Joins ledgers and exits with 1 if anything was lost, duplicated, on both sides, answered by the wrong arm, unseen,
@@ -44,8 +40,7 @@ impl Verify {
         let Self { ledgers, changes, arms, decided_per: decided, json, limit_entries: limit } = self;
         let verdict = verify::verify(&Inputs { ledgers, changes, arms, decided, limit })?;
         let text = if json { verdict.json() } else { verdict.to_string() };
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("stdout: cannot write")?;
+        say(&text)?;
         Ok(if verdict.clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

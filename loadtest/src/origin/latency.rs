@@ -364,7 +364,7 @@ mod tests {
             ("quantiles:", "not a quantile"),
             ("quantiles:0.5=12ms,0.5=13ms", "0.5 comes after 0.5"),
             ("quantiles:0.5=12ms,0.9=11ms", "11ms comes after 12ms"),
-            ("quantiles:1.5=12ms", "no share"),
+            ("quantiles:1.5=12ms", "\"1.5\" is out of range"),
             ("file:quantiles.txt", "command line only"),
         ] {
             let fault = faulty.parse::<Latency>().unwrap_err();

@@ -199,7 +199,7 @@ async fn wrong_use_exits_2_and_failure_1() {
         ("http", &format!("--latency file:{quantiles}"), &format!("{quantiles}:2: 0.4 comes after 0.5; give")),
         ("http", &format!("--latency file:{quantiles}"), &format!("\n{quantiles}:3: \"x\" has no unit; give")),
         ("http", "--stall 500ms", "\"500ms\" has no period; give 500ms/10s"),
-        ("http", "--error-share 2", "\"2\" is no share; give 0.1% or 0.001"),
+        ("http", "--error-share 2", "\"2\" is out of range; give a share from 0 to 1, or from 0% to 100%"),
         ("http", "--mismatch-share x", "\"x\" is no share; give 0.1% or 0.001"),
         ("http", "--spelling kebab", "[possible values: snake, upper, pascal]"),
         ("http", "--key-in client-ip", "every address is the proxy's; give header:NAME"),

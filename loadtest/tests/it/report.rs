@@ -1,7 +1,7 @@
 //! From a load and its origin to what is shown of them, by the commands.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     process::{Output, Stdio},
 };
@@ -92,6 +92,12 @@ async fn a_run_is_reported_drawn_compared_and_verified() {
     assert_eq!(json["schema"], "loadtest-compare/1");
     assert_eq!(json["warnings"][0], "the protocols differ: http/1.1 and tcp");
     assert!(json["series"]["latency"]["go"]["p99"]["ratio"].as_f64().unwrap() > 0.0);
+
+    // As `head` goes when it has seen enough.
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let unread = soon(command(&["compare", &http, &tcp]).stdout(writer).output()).await.unwrap();
+    assert_eq!((unread.status.code(), text(&unread.stderr)), (Some(0), String::new()));
 }
 
 #[tokio::test]

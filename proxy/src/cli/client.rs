@@ -14,7 +14,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 use tokio::{runtime, time};
 
-use super::Admin;
+use super::{Admin, plan, print};
 use crate::upstream::read_certificates;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,36 +65,35 @@ impl Client {
                 bail!("no route {route}; `crossfade status` lists them");
             }
         }
-        self.print(&status, &table(&status));
-        Ok(())
+        let mut text = table(&status);
+        if !self.json {
+            let plans = self.call(Method::GET, "/plan", None)?;
+            let lines: Vec<String> = under_way(&plans, &status).map(plan::line).collect();
+            if !lines.is_empty() {
+                text += &format!("\n\nPLANS\n{}", lines.join("\n"));
+            }
+        }
+        self.print(&status, &text)
     }
 
     pub(super) fn split(&self, route: &str, percent: f64) -> Result<()> {
         let answer =
             self.call(Method::POST, "/traffic-split", Some(json!({ "route": route, "green_percentage": percent })))?;
-        self.print(&answer, &split_line(&answer));
-        Ok(())
+        self.print(&answer, &split_line(&answer))
     }
 
     pub(super) fn rollback(&self, route: &str, reason: &str) -> Result<()> {
         let answer = self.call(Method::POST, "/rollback", Some(json!({ "route": route, "reason": reason })))?;
-        self.print(&answer, &format!("{}, latched until `crossfade reset {route}`", split_line(&answer)));
-        Ok(())
+        self.print(&answer, &format!("{}, latched until `crossfade reset {route} --reason '…'`", split_line(&answer)))
     }
 
     pub(super) fn reset(&self, route: &str, reason: &str) -> Result<()> {
         let answer = self.call(Method::POST, "/reset", Some(json!({ "route": route, "reason": reason })))?;
-        self.print(&answer, &format!("{}, free to be raised", split_line(&answer)));
-        Ok(())
+        self.print(&answer, &format!("{}, free to be raised", split_line(&answer)))
     }
 
-    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
-    pub(super) fn print(&self, answer: &Value, text: &str) {
-        if self.json {
-            println!("{answer}");
-        } else {
-            println!("{text}");
-        }
+    pub(super) fn print(&self, answer: &Value, text: &str) -> Result<()> {
+        if self.json { print(answer) } else { print(&text) }
     }
 
     pub(super) fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
@@ -197,6 +196,16 @@ fn table(status: &Value) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// The plans of the routes in `/status` that are not over.
+fn under_way<'a>(plans: &'a Value, status: &Value) -> impl Iterator<Item = &'a Value> {
+    let routes: Vec<&Value> = status["routes"].as_array().into_iter().flatten().map(|route| &route["route"]).collect();
+    let plans = plans["plans"].as_array().into_iter().flatten();
+    plans.filter(move |plan| {
+        let goes_on = ["running", "paused"].iter().any(|state| plan["run"]["state"] == **state);
+        goes_on && routes.contains(&&plan["route"])
+    })
 }
 
 /// What the guard thinks, or why it has nothing to think about.

@@ -22,7 +22,7 @@ use loadtest::{
 use tokio::{runtime, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::log_to_stderr;
+use super::{log_to_stderr, print};
 use crate::server::{Server, stop_on_signals};
 
 /// Requests per second, users and MQTT devices: enough for a verdict within seconds, too little to hear the fan.
@@ -150,11 +150,10 @@ fn free(port: u16) -> SocketAddr {
     here(port).or_else(|_| here(0)).unwrap_or_else(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
 }
 
-#[expect(clippy::print_stdout, reason = "what the demo has to say goes to standard output")]
 fn explain(http: SocketAddr, mqtt: SocketAddr, admin: SocketAddr, go_control: SocketAddr) {
     let program = env::args().next().unwrap_or_else(|| "crossfade".to_owned());
     let to_admin = if admin.port() == 9900 { String::new() } else { format!(" --admin http://{admin}") };
-    println!(
+    tell(&format!(
         "
 A web shop (python → go) and an MQTT broker (erlang → go) are being moved, {RATE} requests/s from {USERS} users and
 {DEVICES} devices go through, 10 % of the keys to green.
@@ -175,7 +174,7 @@ Try, in another terminal:
 
 Ctrl-C ends everything.
 "
-    );
+    ));
 }
 
 fn web_load(target: SocketAddr) -> Load {
@@ -230,7 +229,6 @@ async fn keep_up(load: Load, what: &'static str, until: CancellationToken) {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "what the demo has to say goes to standard output")]
 fn say(what: &str, progress: &Progress, before: &mut BTreeMap<String, u64>) {
     if !progress.seconds.is_multiple_of(REPORT_EVERY) {
         return;
@@ -242,11 +240,18 @@ fn say(what: &str, progress: &Progress, before: &mut BTreeMap<String, u64>) {
             format!("{} {:>4}", if arm == "-" { "acknowledged" } else { arm }, count - before.get(arm).unwrap_or(&0))
         })
         .collect();
-    println!(
+    tell(&format!(
         "{:>5} s  {what:<8} {} in the last {REPORT_EVERY} s; failed so far {}",
         progress.seconds,
         answers.join("  "),
         progress.total_errors
-    );
+    ));
     before.clone_from(&progress.arms);
+}
+
+/// The demo goes on whether or not it is heard.
+fn tell(what: &str) {
+    if let Err(error) = print(&what) {
+        tracing::warn!(%error, "The demo cannot say how it goes");
+    }
 }

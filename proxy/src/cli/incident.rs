@@ -1,34 +1,32 @@
 //! `crossfade incident`: a trip as a page to read, or as JSON.
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use http::Method;
 
-use super::{Admin, client::Client};
+use super::{Admin, client::Client, print};
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").args(["id", "last"]).required(true))]
 pub(super) struct Incident {
     /// Its id, as GET /incidents and the log have it
-    #[arg(required_unless_present = "last")]
     id: Option<String>,
     /// The newest one of this route instead
-    #[arg(long, value_name = "ROUTE", conflicts_with = "id")]
+    #[arg(long, value_name = "ROUTE")]
     last: Option<String>,
     #[command(flatten)]
     admin: Admin,
 }
 
 impl Incident {
-    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
     pub(super) fn show(&self) -> Result<()> {
         let client = Client::new(&self.admin)?;
         let path = format!("/incidents/{}", encoded(&self.id(&client)?));
         if self.admin.json {
-            println!("{}", client.call(Method::GET, &path, None)?);
+            print(&client.call(Method::GET, &path, None)?)
         } else {
-            println!("{}", client.page(&path)?.trim_end());
+            print(&client.page(&path)?.trim_end())
         }
-        Ok(())
     }
 
     fn id(&self, client: &Client) -> Result<String> {

@@ -20,8 +20,9 @@ pub(super) enum Plan {
     },
     /// Start a route's plan, with the first step that is not below green's share
     Start {
+        /// Its name, as `crossfade status` lists it
         route: String,
-        /// A plan as JSON, in place of the configured one
+        /// A plan as JSON, in place of the configured one: {"step":[{"green":1,"bake":"10m"}]}
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
         #[command(flatten)]
@@ -31,6 +32,7 @@ pub(super) enum Plan {
     },
     /// Pause a route's plan; green keeps its share
     Pause {
+        /// Its name, as `crossfade status` lists it
         route: String,
         #[command(flatten)]
         why: Why,
@@ -39,6 +41,7 @@ pub(super) enum Plan {
     },
     /// Resume a route's plan, with what it had collected
     Resume {
+        /// Its name, as `crossfade status` lists it
         route: String,
         #[command(flatten)]
         why: Why,
@@ -47,6 +50,7 @@ pub(super) enum Plan {
     },
     /// Approve of the step that a route's plan is to begin
     Approve {
+        /// Its name, as `crossfade status` lists it
         route: String,
         /// The name that the step asks for: see `crossfade plan status`
         approval: String,
@@ -57,6 +61,7 @@ pub(super) enum Plan {
     },
     /// Say that what a route's plan waits for now does not matter; the guard goes on guarding
     Skip {
+        /// Its name, as `crossfade status` lists it
         route: String,
         /// Why, for the record
         #[arg(long)]
@@ -66,6 +71,7 @@ pub(super) enum Plan {
     },
     /// End a route's plan; green keeps its share
     Abort {
+        /// Its name, as `crossfade status` lists it
         route: String,
         #[command(flatten)]
         why: Why,
@@ -127,19 +133,17 @@ fn status(client: &Client, route: Option<&str>) -> Result<()> {
         }
     }
     let lines: Vec<String> = plans["plans"].as_array().into_iter().flatten().map(line).collect();
-    client.print(&plans, &lines.join("\n"));
-    Ok(())
+    client.print(&plans, &lines.join("\n"))
 }
 
 fn steer(admin: &Admin, call: &str, body: Value) -> Result<()> {
     let client = Client::new(admin)?;
     let answer = client.call(Method::POST, &format!("/plan/{call}"), Some(body))?;
-    client.print(&answer, &line(&answer));
-    Ok(())
+    client.print(&answer, &line(&answer))
 }
 
 /// `shop: running, step 2 of 5, green 10 % of 25 %, 42 of 600 s healthy; waits for …`.
-fn line(plan: &Value) -> String {
+pub(super) fn line(plan: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (route, run) = (text(&plan["route"]), &plan["run"]);
     if run.is_null() {
@@ -155,8 +159,11 @@ fn line(plan: &Value) -> String {
             run["step"], plan["green_percentage"], run["healthy_seconds"], step["bake_seconds"]
         ),
         Some(step) => format!(
-            "{route}: {state}, step {} of {steps} ({} %) is to begin, green {} %",
-            run["step"], step["green_percentage"], plan["green_percentage"]
+            "{route}: {state}, step {} of {steps} ({} %) {}, green {} %",
+            run["step"],
+            step["green_percentage"],
+            if ["running", "paused"].contains(&state.as_str()) { "is to begin" } else { "has not begun" },
+            plan["green_percentage"]
         ),
         None => format!(
             "{route}: {state}, all {steps} steps are done, green {} %, blue stood by for {} of {} s",

@@ -3,8 +3,9 @@
 mod tables;
 mod work;
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
+use super::{print, unless_unread};
 use admin_api::{
     Burst, Forecast, Onset, Outage, SECONDS_A_DAY, Scenario, Sickness, Slowdown, Spell, Stall, Trip, Watch,
 };
@@ -24,19 +25,19 @@ pub(super) struct Simulate {
     #[arg(long, requires = "config")]
     route: Option<String>,
     /// Requests per second that green gets
-    #[arg(long, value_name = "RATE", default_value = "50", value_parser = rate)]
+    #[arg(long, value_name = "RATE", default_value = "50", value_parser = rate, allow_negative_numbers = true)]
     green_rps: f64,
     /// What part of all requests that is
-    #[arg(long, value_name = "SHARE", default_value = "50%", value_parser = split_share)]
+    #[arg(long, value_name = "SHARE", default_value = "50%", value_parser = split_share, allow_negative_numbers = true)]
     share: f64,
     /// What both arms fail when nothing is wrong
-    #[arg(long, value_name = "SHARE", default_value = "0.1%", value_parser = units::share)]
+    #[arg(long, value_name = "SHARE", default_value = "0.1%", value_parser = units::share, allow_negative_numbers = true)]
     error_rate: f64,
     /// Median of both arms' latency
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = latency)]
     latency: f64,
     /// How far latencies are spread: 0.5 is a p95 of 2.3 times the median, 1 one of 5 times
-    #[arg(long, default_value = "0.5", value_parser = sigma)]
+    #[arg(long, default_value = "0.5", value_parser = sigma, allow_negative_numbers = true)]
     sigma: f64,
     /// Different keys
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=1_000_000_000))]
@@ -57,12 +58,12 @@ pub(super) struct Simulate {
     #[arg(long, value_name = "3x1m/6h", value_parser = slowdown)]
     slowdown: Option<Slowdown>,
     /// What part of green's requests one client sends that breaks every one of them
-    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = units::share)]
+    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = units::share, allow_negative_numbers = true)]
     broken_client: f64,
     #[command(flatten)]
     sick: Sick,
     /// How long a healthy green is watched, with each seed
-    #[arg(long, default_value = "1", value_parser = days)]
+    #[arg(long, default_value = "1", value_parser = days, allow_negative_numbers = true)]
     days: f64,
     /// How many seeds it is watched with
     #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = value_parser!(u64).range(1..=10_000))]
@@ -85,16 +86,16 @@ pub(super) struct Simulate {
 #[derive(Debug, Args)]
 struct Sick {
     /// Green falls sick: what it answers with errors
-    #[arg(long, value_name = "SHARE", value_parser = units::share)]
+    #[arg(long, value_name = "SHARE", value_parser = units::share, allow_negative_numbers = true)]
     sick_errors: Option<f64>,
     /// Green falls sick: what cannot be connected
-    #[arg(long, value_name = "SHARE", value_parser = units::share)]
+    #[arg(long, value_name = "SHARE", value_parser = units::share, allow_negative_numbers = true)]
     sick_unreachable: Option<f64>,
     /// Green falls sick: what it never answers
-    #[arg(long, value_name = "SHARE", value_parser = units::share)]
+    #[arg(long, value_name = "SHARE", value_parser = units::share, allow_negative_numbers = true)]
     sick_silent: Option<f64>,
     /// Green falls sick: how many times as long it takes
-    #[arg(long, value_name = "TIMES", value_parser = factor)]
+    #[arg(long, value_name = "TIMES", value_parser = factor, allow_negative_numbers = true)]
     sick_slower: Option<f64>,
     /// How long it takes until it is as sick as that
     #[arg(long, value_name = "TIME", value_parser = seconds)]
@@ -105,10 +106,9 @@ struct Sick {
 const PATIENCE: u64 = 2 * 3_600;
 
 impl Simulate {
-    #[expect(clippy::print_stdout, reason = "the result goes to standard output")]
     pub(super) fn run(self) -> Result<()> {
         if self.tables {
-            return Ok(tables::print(&self.effort(), &mut std::io::stdout())?);
+            return unless_unread(tables::print(&self.effort(), &mut io::stdout()));
         }
         let (route, policy) = self.policy()?;
         let (scenario, effort) = (self.scenario(), self.effort());
@@ -118,12 +118,7 @@ impl Simulate {
             onsets.push(effort.fall_sick(&policy, &scenario, sickness));
         }
         let result = Simulated { route, policy, scenario, healthy, onsets };
-        if self.json {
-            println!("{}", result.json());
-        } else {
-            println!("{}", result.text());
-        }
-        Ok(())
+        if self.json { print(&result.json()) } else { print(&result.text()) }
     }
 
     /// The route's name and its guard.
@@ -334,8 +329,10 @@ impl Simulated {
         ]);
         let seconds = |seconds: Option<u64>| seconds.map_or_else(|| "-".to_owned(), |seconds| seconds.to_string());
         for onsets in &self.onsets {
+            // It is forecast for a green that falls sick from one moment to the next.
             let expected = Forecast::new(self.policy.max_error_rate)
-                .time_to_trip(onsets.sickness.errors.max(onsets.sickness.unreachable), scenario.green_rps);
+                .time_to_trip(onsets.sickness.errors.max(onsets.sickness.unreachable), scenario.green_rps)
+                .filter(|_| onsets.sickness.over == 0);
             lines.push(format!(
                 "{:<24} {:>9} {:>9} {:>9} {:>9}  {}",
                 onsets.sickness.to_string(),
@@ -356,8 +353,16 @@ impl Simulated {
 fn trips(watch: &Watch) -> String {
     let days = watch.days();
     match watch.trips {
-        0 => format!("0 in {days:.1} days: all but surely less than one in {:.1} days", days / 3.0),
-        trips => format!("{trips} in {days:.1} days: one in {:.1} days", days / trips as f64),
+        0 => format!("0 in {}: all but surely less than one in {}", span(days), span(days / 3.0)),
+        trips => format!("{trips} in {}: one in {}", span(days), span(days / trips as f64)),
+    }
+}
+
+fn span(days: f64) -> String {
+    match days * 24.0 {
+        hours if hours >= 24.0 => format!("{days:.1} days"),
+        hours if hours >= 1.0 => format!("{hours:.1} hours"),
+        hours => format!("{:.1} minutes", hours * 60.0),
     }
 }
 

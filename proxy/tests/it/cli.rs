@@ -1,13 +1,14 @@
 //! The command line as people and scripts use it.
 
-use std::{fs, process::Output};
+use std::{fs, io, net::SocketAddr, process::Output};
 
+use http::StatusCode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
     authority::Authority,
-    harness::{Crossfade, eventually, free_address, program},
+    harness::{Admin, Crossfade, eventually, free_address, program},
     routes::Route,
 };
 
@@ -94,7 +95,7 @@ async fn a_running_instance_is_asked_and_steered() {
 
     let back = ask(&crossfade, &["rollback", "bus", "--reason", "lag above a second"]).await;
     assert_eq!((back.code, back.err.as_str()), (Some(0), ""));
-    assert_eq!(back.out, "bus: python 100 %, go 0 % (revision 4), latched until `crossfade reset bus`\n");
+    assert_eq!(back.out, "bus: python 100 %, go 0 % (revision 4), latched until `crossfade reset bus --reason '…'`\n");
     let status = ask(&crossfade, &["status", "bus"]).await;
     assert!(status.out.contains("latched: lag above a second"), "{}", status.out);
 
@@ -130,6 +131,8 @@ async fn a_plan_is_steered() {
     };
     says(&["status"], "bus: not started, green 0 %\n").await;
     says(&["start", "bus"], "bus: running, step 1 of 1 (10 %) is to begin, green 0 %").await;
+    let status = ask(&crossfade, &["status"]).await;
+    assert!(status.out.contains("\n\nPLANS\nbus: running, step 1 of 1 (10 %) is to begin"), "{}", status.out);
     eventually("it asks", async || {
         let status = ask(&crossfade, &["plan", "status", "bus"]).await;
         status.out.contains("waits for the approval \"go-live\"").then_some(())
@@ -152,7 +155,9 @@ async fn a_plan_is_steered() {
     let file = crossfade.dir.path().join("plan.json");
     fs::write(&file, r#"{"step":[{"green":50,"bake":"1h"}]}"#).unwrap();
     says(&["start", "bus", "--file", file.to_str().unwrap()], "bus: running, step 1 of 1 (50 %)").await;
-    says(&["abort", "bus"], "bus: aborted").await;
+    says(&["abort", "bus"], "bus: aborted, step 1 of 1 (50 %)").await;
+    let status = ask(&crossfade, &["status"]).await;
+    assert!(!status.out.contains("PLANS"), "{}", status.out);
     let refused = ask(&crossfade, &["plan", "skip", "bus", "--reason", "again"]).await;
     assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
     assert_eq!(refused.err, "crossfade: refused (409): route bus: has no plan that goes on; start one first\n");
@@ -168,13 +173,13 @@ async fn what_is_refused_exits_with_1_and_says_why() {
         (&["split", "shed", "10"][..], "shed"),
         (&["split", "bus", "101"], "green_percentage"),
         (&["split", "bus", "0.001"], "green_percentage"),
-        (&["split", "bus", "NaN"], "green_percentage"),
+        (&["split", "bus", "-1"], "green_percentage"),
         (&["rollback", "shed", "--reason", "x"], "shed"),
         (&["reset", "shed", "--reason", "x"], "shed"),
         (&["incident", "none"], "there is no such incident; see /incidents"),
         (&["incident", "../status?x=\"y z\""], "there is no such incident"),
         (&["incident", "--last", "bus"], "route bus has no incident"),
-        (&["incident", "--last", "shed"], "route shed has no incident"),
+        (&["incident", "--last", "shed"], "there is no \"shed\"; choose one of bus"),
         (&["status", "shed"], "no route shed; `crossfade status` lists them"),
     ] {
         let Said { code, out, err } = ask(&crossfade, arguments).await;
@@ -184,9 +189,21 @@ async fn what_is_refused_exits_with_1_and_says_why() {
             "{arguments:?}: {err}"
         );
     }
-    let split = ask(&crossfade, &["split", "bus", "-1"]).await;
-    assert!(matches!(split.code, Some(1 | 2)), "{}", split.err);
     assert_eq!(crossfade.admin.green("bus").await, 0.0);
+}
+
+#[test]
+fn what_is_not_understood_exits_with_2_and_says_what_to_give() {
+    for (arguments, expected) in [
+        (&["split", "bus", "5%"][..], "\"5%\" is not a number; give per cent from 0 to 100 without %, such as 12.5"),
+        (&["split", "bus", "nan"], "\"nan\" is not a number"),
+        (&["incident"], "<ID|--last <ROUTE>>"),
+        (&["incident", "x", "--last", "bus"], "cannot be used with"),
+    ] {
+        let Said { code, out, err } = run(arguments);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(err.contains(expected), "{arguments:?}: {err}");
+    }
 }
 
 #[test]
@@ -313,13 +330,82 @@ fn the_check_says_what_can_be_seen_in_the_steps_of_a_plan() {
 /// Little enough for a build that is not optimized.
 const BRIEFLY: [&str; 6] = ["--days", "0.02", "--seeds", "2", "--runs", "3"];
 
+/// As `head` goes when it has seen enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_goes_away_changes_nothing() {
+    let gone = || {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let unread = |arguments: &[&str], admin: SocketAddr| {
+        let mut command = program();
+        command.args(arguments).env("CROSSFADE_ADMIN", format!("http://{admin}")).stdout(gone());
+        said(command.output().unwrap())
+    };
+    let steps = "[route.plan]\n[[route.plan.step]]\ngreen = 10\nbake = \"1h\"\n";
+    let bus = Route::tcp(free_address(), free_address()).unchecked().table(steps);
+    let crossfade = Crossfade::start(&bus.to_string()).await;
+    let faulty = crossfade.dir.path().join("faulty.toml");
+    fs::write(&faulty, "").unwrap();
+    let (good, faulty, admin) = (crossfade.config_path(), faulty.to_str().unwrap(), crossfade.admin.address);
+    let good = good.to_str().unwrap();
+    for arguments in [
+        &["check", "--config", good][..],
+        &["check", "--config", good, "--json"],
+        &["status"],
+        &["plan", "start", "bus"],
+        &["plan", "status", "--json"],
+        &["rollback", "bus", "--reason", "drill"],
+        &[&["simulate"][..], &BRIEFLY].concat(),
+    ] {
+        let Said { code, err, .. } = unread(arguments, admin);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+    assert_eq!(ask_json(&crossfade, &["status"]).await["routes"][0]["latched"], true, "what was asked for is done");
+    let Said { code, err, .. } = unread(&["check", "--config", faulty], admin);
+    assert_eq!((code, err), (Some(1), format!("crossfade: {faulty} has 1 fault\n")));
+    let unheard = program().args(["check", "--config", faulty]).stdout(gone()).stderr(gone()).status().unwrap();
+    assert_eq!(unheard.code(), Some(1));
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let full = said(program().args(["check", "--config", good]).stdout(full).output().unwrap());
+    assert!(full.code == Some(1) && full.err.starts_with("crossfade: cannot write the result: "), "{}", full.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_any_more_stops_no_traffic() {
+    let crossfade = Crossfade::start(&Route::tcp(free_address(), free_address()).unchecked().to_string()).await;
+    let (dir, admin) = (TempDir::new().unwrap(), Admin::new(free_address()));
+    let text = fs::read_to_string(crossfade.config_path()).unwrap();
+    let text = text.replace(&crossfade.admin.address.to_string(), &admin.address.to_string());
+    drop(crossfade);
+    let file = dir.path().join("crossfade.toml");
+    fs::write(&file, text).unwrap();
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let mut child = program().arg("run").arg("--config").arg(&file).stderr(writer).spawn().unwrap();
+    eventually("it is ready", async || {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended");
+        let (status, _) = admin.try_get("/ready").await?;
+        (status == StatusCode::OK).then_some(())
+    })
+    .await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_guard_is_tried_against_synthetic_arms() {
     let text = run(&[&["simulate"][..], &BRIEFLY].concat());
     assert_eq!((text.code, text.err.as_str()), (Some(0), ""));
-    for expected in
-        ["the default guard", "false trips", "0 in 0.0 days", "SECONDS TO TRIP", "20 % errors", "100 % silent"]
-    {
+    for expected in [
+        "the default guard",
+        "false trips",
+        "0 in 57.6 minutes: all but surely less than one in 19.2 minutes",
+        "SECONDS TO TRIP",
+        "20 % errors",
+        "100 % silent",
+    ] {
         assert!(text.out.contains(expected), "{expected} in {}", text.out);
     }
 
@@ -329,6 +415,8 @@ fn a_guard_is_tried_against_synthetic_arms() {
     fs::write(&file, guarded("max_error_rate = 0.5")).unwrap();
     let file = file.to_str().unwrap();
     let sick = ["--green-rps", "20", "--sick-errors", "40%", "--sick-silent", "0.9", "--json"];
+    let slowly = run(&[&["simulate", "--sick-errors", "40%", "--sick-over", "1m"][..], &BRIEFLY].concat());
+    assert!(slowly.out.lines().last().unwrap().ends_with("  -"), "nothing is forecast of it: {}", slowly.out);
     let lenient = run(&[&["simulate", "--config", file][..], &BRIEFLY, &sick].concat());
     assert_eq!((lenient.code, lenient.err.as_str()), (Some(0), ""));
     let lenient: Value = serde_json::from_str(&lenient.out).unwrap();
@@ -353,9 +441,13 @@ fn a_guard_is_tried_against_synthetic_arms() {
 fn what_cannot_be_simulated_is_a_matter_of_usage() {
     for (arguments, expected) in [
         (["--green-rps", "nan"], "give a number from"),
-        (["--green-rps", "-1"], "unexpected argument"),
+        (["--green-rps", "-1"], "give a number from"),
+        (["--sigma", "-1"], "give a number from"),
+        (["--days", "-1"], "give a number from"),
+        (["--sick-errors", "-1"], "give a share from 0 to 1"),
+        (["--share", "half"], "is no share"),
         (["--share", "0"], "green gets nothing"),
-        (["--share", "101%"], "is no share"),
+        (["--share", "101%"], "give a share from 0 to 1, or from 0% to 100%"),
         (["--stall", "1m/1m"], "never ends"),
         (["--burst", "10s/1m"], "is no burst"),
         (["--days", "inf"], "give a number from"),

@@ -338,7 +338,7 @@ impl Admin {
         self.try_get(path).await.expect("the admin API answers")
     }
 
-    async fn try_get(&self, path: &str) -> Option<(StatusCode, Value)> {
+    pub(crate) async fn try_get(&self, path: &str) -> Option<(StatusCode, Value)> {
         self.call(Method::GET, path, String::new()).await
     }
 

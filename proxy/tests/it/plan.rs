@@ -229,7 +229,8 @@ async fn people_steer_a_plan() {
     eventually("it asks", async || (run(&crossfade).await["approval_wanted"] == wanted).then_some(())).await;
     assert_eq!(crossfade.admin.green("shop").await, 20.0);
     refused("approve", &json!({ "route": "shop", "approval": "launch" }), "asks for the approval \"go-live\"").await;
-    post(&crossfade, "approve", &json!({ "route": "shop", "approval": "go-live" })).await;
+    let approved = post(&crossfade, "approve", &json!({ "route": "shop", "approval": "go-live" })).await;
+    assert_eq!(approved["run"]["waits_for"], Value::Null, "nobody has looked since");
     eventually("half", async || (crossfade.admin.green("shop").await == 50.0).then_some(())).await;
 
     // A hand on the split takes the plan off it.
@@ -251,6 +252,9 @@ async fn people_steer_a_plan() {
     assert_eq!(answer["latched"], true, "{answer}");
     let ended = run(&crossfade).await;
     assert_eq!((&ended["state"], &ended["changed"]["reason"]), (&json!("rolled_back"), &json!("enough")), "{ended}");
+    refused("resume", &route, "has no plan that goes on").await;
+    let (_, answer) = crossfade.admin.post("/plan/resume", &route).await;
+    assert_eq!(answer["cure"], "reset the route, and start one", "{answer}");
 }
 
 #[tokio::test]
@@ -290,6 +294,21 @@ async fn a_plan_that_is_sent_is_checked_like_one_in_the_file() {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{plan}: {answer}");
         assert!(answer["cure"].is_string(), "{answer}");
     }
+    for (plan, field, problem) in [
+        (json!(null), "plan", "is null, not an object"),
+        (json!("x"), "plan", "is a text, not an object"),
+        (json!({}), "plan.step", "is missing"),
+        (json!({ "step": [] }), "plan.step", "is empty"),
+        (json!({ "step": { "green": 1 } }), "plan.step", "is an object, not a list"),
+        (json!({ "step": [{ "green": 1, "bake": "1m" }, 5] }), "plan.step[1]", "is a number, not an object"),
+    ] {
+        let (_, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop", "plan": plan })).await;
+        assert_eq!((&answer["field"], &answer["detail"]), (&json!(field), &json!(format!("{field}: {problem}"))));
+        assert_eq!(answer["cure"], r#"send an object such as {"step":[{"green":1,"bake":"10m"}]}"#);
+    }
+    let plan = json!({ "step": [{ "green": null, "bake": "1m" }] });
+    let (_, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop", "plan": plan })).await;
+    assert_eq!(answer["detail"], "plan: has a null, or a whole number beyond 64 bits", "{answer}");
     let (status, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop" })).await;
     assert_eq!((status, &answer["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("plan")), "{answer}");
 }
