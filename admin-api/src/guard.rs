@@ -104,6 +104,8 @@ enum What {
     Mismatched,
     /// Turned away, more than blue usually does.
     Declined,
+    /// Taken and dropped at once, more than blue usually does.
+    CutOff,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -200,8 +202,10 @@ const NEARLY_ALL: f64 = 0.95;
 const OUT_OF_ORDER: f64 = 4.0;
 const SURELY_OUT_OF_ORDER: f64 = 0.5;
 
-/// How much higher than blue's green's declined share must be to be worth a look, as a share of all.
+/// How much higher than blue's green's declined share must be to be worth a look, and its share of what it drops at once to be
+/// too high, as a share of all.
 const DECLINED_MARGIN: f64 = 0.1;
+const CUT_OFF_MARGIN: f64 = 0.1;
 
 /// Seconds without an outcome after which what was seen before is no `pass` any more.
 const SILENT: u64 = 30;
@@ -281,6 +285,7 @@ impl Engine {
             0 => self.unanswered.saturating_add(u64::from(second.green.due > 0)),
             _ => 0,
         };
+        let usually_unserved = served(self.baseline.tally()).not_at_all().share().unwrap_or_default();
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in &mut rulings {
             let allowed = self.allowed(ruling);
@@ -291,6 +296,7 @@ impl Engine {
                     blue: None,
                     green_served: Served::default(),
                     blue_served: Served::default(),
+                    usually_unserved,
                     keys: None,
                     allowed,
                 },
@@ -299,6 +305,7 @@ impl Engine {
                     blue: Some(events(&second.blue)),
                     green_served: served(&second.green),
                     blue_served: served(&second.blue),
+                    usually_unserved,
                     keys: keys(ruling.what, &second.green),
                     allowed,
                 },
@@ -349,6 +356,7 @@ impl Engine {
             }
             What::Mismatched => Some(1.0 - ruling.limit),
             What::Declined => usual(declined).map(|usual| usual + ruling.limit).filter(|share| *share < 1.0),
+            What::CutOff => usual(cut_off).map(|usual| usual + ruling.limit).filter(|share| *share < 1.0),
         }
     }
 
@@ -363,6 +371,7 @@ impl Engine {
             What::Overdue => overdue(tally),
             What::Mismatched => Events::default(),
             What::Declined => declined(tally),
+            What::CutOff => cut_off(tally),
         }
     }
 
@@ -416,7 +425,7 @@ impl Engine {
     /// Does it compare with what blue was like long ago, as where green has had all the traffic since? Then that may be the
     /// time of day and no fault of green's.
     fn is_out_of_date(&self, ruling: &Ruling) -> bool {
-        let compares = matches!(ruling.what, What::FailedMore | What::Slow(_));
+        let compares = matches!(ruling.what, What::FailedMore | What::Slow(_) | What::CutOff);
         compares && self.baseline.is_out_of_date()
     }
 
@@ -499,6 +508,7 @@ impl Engine {
             What::Overdue => format!("had no answer within {} s for", self.policy.answer_within.as_secs()),
             What::Mismatched => "did not match in".to_owned(),
             What::Declined => "declined".to_owned(),
+            What::CutOff => "took and dropped at once".to_owned(),
         };
         let most = match what {
             What::Failed | What::Unreachable => format!("the limit is {}", percent(*limit)),
@@ -511,7 +521,9 @@ impl Engine {
             }
             What::Overdue => format!("the limit is {} of blue's throughput", percent(*limit)),
             What::Mismatched => format!("at least {} must match", percent(*limit)),
-            What::Declined => format!("{} is as much as can be expected", percent(allowed.unwrap_or_default())),
+            What::Declined | What::CutOff => {
+                format!("{} is as much as can be expected", percent(allowed.unwrap_or_default()))
+            }
         };
         let seen = format!("green {did} {} in {seconds} s; {most}", events(green));
         let beside = match (unserved, blue.of) {
@@ -547,6 +559,7 @@ impl Engine {
                     self.policy.min_keys
                 )
             }
+            Finding::ThinBlue if blue.of == 0 => format!("{seen}; blue has not been heard of since: not tripped yet"),
             Finding::ThinBlue => format!("{seen}{beside}, too few to say that it does better: not tripped"),
             Finding::Shared if self.policy.shared_cause == SharedCause::Hold => {
                 format!("{seen}{beside}: both are bad, so green is not to blame; not tripped")
@@ -658,6 +671,7 @@ impl What {
             Self::Overdue => "throughput",
             Self::Mismatched => "match_rate",
             Self::Declined => "declined_share",
+            Self::CutOff => "cut_off_share",
         }
     }
 
@@ -679,6 +693,7 @@ impl What {
             }
             Self::Mismatched => Events::new(mirror.mismatches, mirror.pairs).share().map(|share| 1.0 - share),
             Self::Declined => declined(green).share(),
+            Self::CutOff => cut_off(green).share(),
         }
     }
 }
@@ -697,6 +712,7 @@ fn rulings(policy: &config::Guard) -> Vec<Ruling> {
     ask(What::Slow(Quantile::P99), policy.max_p99_ratio, Consequence::Trip);
     ask(What::Overdue, Some(policy.min_throughput), Consequence::Trip);
     ask(What::Mismatched, policy.min_match_rate, Consequence::Trip);
+    ask(What::CutOff, Some(CUT_OFF_MARGIN), Consequence::Trip);
     ask(What::Declined, Some(DECLINED_MARGIN), Consequence::Doubt);
     ask(What::Failed, policy.pause.max_error_rate, Consequence::Pause);
     ask(What::Slow(Quantile::P95), policy.pause.max_p95_ratio, Consequence::Pause);
@@ -713,11 +729,22 @@ fn overdue(tally: &Tally) -> Events {
 }
 
 fn served(tally: &Tally) -> Served {
-    Served { failed: tally.failures(), judged: tally.judged(), overdue: tally.overdue }
+    Served {
+        dispatched: tally.dispatched,
+        ended: tally.judged() + tally.count(Outcome::ClientGone),
+        judged: tally.judged(),
+        failed: tally.failures(),
+        overdue: tally.overdue,
+    }
 }
 
 fn declined(tally: &Tally) -> Events {
     Events::new(tally.count(Outcome::Declined), tally.judged())
+}
+
+/// What was taken in one second may be dropped in the next one.
+fn cut_off(tally: &Tally) -> Events {
+    Events::new(tally.cut_off, tally.count(Outcome::Ok).max(tally.cut_off))
 }
 
 /// Whose the bad events were, where that is known.
@@ -727,6 +754,7 @@ fn keys(what: What, green: &Tally) -> Option<&Keys> {
         // Of those above the lowest bar, which stand for those above others.
         What::Slow(_) => Some(&green.slow_keys),
         What::Overdue => Some(&green.overdue_keys),
+        What::CutOff => Some(&green.cut_off_keys),
         What::Unreachable | What::Mismatched | What::Declined => None,
     }
 }

@@ -214,6 +214,9 @@ pub struct Tally {
     counts: [u64; Outcome::ALL.len()],
     /// Of green's failures: those that blue then served.
     pub fallbacks: u64,
+    /// Of connections that were established, tunnels and MQTT sessions that were accepted, all of them `Ok`: those that the arm
+    /// itself ended at once. Counted when they end.
+    pub cut_off: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// Microseconds from the request to the end of the response's header (HTTP), CONNECT to CONNACK (MQTT), to an
@@ -224,6 +227,8 @@ pub struct Tally {
     pub failed_keys: Keys,
     /// Who was answered later than [`DataPlane::watch_slower_than`] says.
     pub slow_keys: Keys,
+    /// Whom the arm cut off.
+    pub cut_off_keys: Keys,
     /// Of what was dispatched the guard's `answer_within` before this second: how many, and how many of them had
     /// no answer when this second ended.
     pub due: u64,
@@ -243,12 +248,14 @@ impl Default for Tally {
             dispatched: 0,
             counts: [0; Outcome::ALL.len()],
             fallbacks: 0,
+            cut_off: 0,
             bytes_in: 0,
             bytes_out: 0,
             // Two significant digits are within 1 %; auto-resizing keeps an idle second at 256 counts, 2 KiB.
             latency_us: Histogram::new(2).expect("two digits are valid"),
             failed_keys: Keys::default(),
             slow_keys: Keys::default(),
+            cut_off_keys: Keys::default(),
             due: 0,
             overdue: 0,
             overdue_keys: Keys::default(),
@@ -296,6 +303,7 @@ impl Tally {
         self.add_counts(other);
         self.failed_keys.add(&other.failed_keys);
         self.slow_keys.add(&other.slow_keys);
+        self.cut_off_keys.add(&other.cut_off_keys);
         self.overdue_keys.add(&other.overdue_keys);
         if other.sample.is_some() {
             self.sample.clone_from(&other.sample);
@@ -309,6 +317,7 @@ impl Tally {
             *mine += theirs;
         }
         self.fallbacks += other.fallbacks;
+        self.cut_off += other.cut_off;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.latency_us.add(&other.latency_us).expect("both resize");
@@ -323,6 +332,7 @@ impl Tally {
             *mine = mine.saturating_sub(theirs);
         }
         self.fallbacks = self.fallbacks.saturating_sub(part.fallbacks);
+        self.cut_off = self.cut_off.saturating_sub(part.cut_off);
         self.bytes_in = self.bytes_in.saturating_sub(part.bytes_in);
         self.bytes_out = self.bytes_out.saturating_sub(part.bytes_out);
         // Fails only where it is no part: then nothing is taken away.
@@ -333,7 +343,7 @@ impl Tally {
 
     /// Nothing began, ended or was due.
     pub fn is_idle(&self) -> bool {
-        self.dispatched + self.due == 0 && self.counts.iter().all(|count| *count == 0)
+        self.dispatched + self.due + self.cut_off == 0 && self.counts.iter().all(|count| *count == 0)
     }
 
     /// Back to zero, keeping the histogram's memory.
@@ -341,11 +351,13 @@ impl Tally {
         self.dispatched = 0;
         self.counts = [0; Outcome::ALL.len()];
         self.fallbacks = 0;
+        self.cut_off = 0;
         self.bytes_in = 0;
         self.bytes_out = 0;
         self.latency_us.reset();
         self.failed_keys.clear();
         self.slow_keys.clear();
+        self.cut_off_keys.clear();
         (self.due, self.overdue) = (0, 0);
         self.overdue_keys.clear();
         self.sample = None;

@@ -83,14 +83,14 @@ pub(crate) struct Moved {
     /// Bytes from the upstream to the client.
     pub(crate) down: u64,
     pub(crate) ended: Ended,
-    /// Who first had said all, or broke. `None`: nobody.
-    pub(crate) first_gone: Option<Side>,
+    /// Who first had said all, or broke, and when. `None`: nobody.
+    pub(crate) first_gone: Option<(Side, Instant)>,
 }
 
 impl Moved {
-    /// The upstream, which took the client on at `since`, has gone again at once, and before the client did.
+    /// The upstream, which took the client on at `since`, went again at once, and before the client did.
     pub(crate) fn was_left_at_once(&self, since: Instant) -> bool {
-        self.first_gone == Some(Side::Upstream) && since.elapsed() < SETTLED
+        matches!(self.first_gone, Some((Side::Upstream, at)) if at.duration_since(since) < SETTLED)
     }
 }
 
@@ -190,17 +190,18 @@ where
     })
     .await;
     // The client goes before an upstream that breaks in the same moment, perhaps because of it.
-    let first_gone = first_gone.or_else(|| gone(&up, Side::Client)).or(match ended {
-        Ended::ClientBroke => Some(Side::Client),
-        Ended::UpstreamBroke => Some(Side::Upstream),
+    let broke = || match ended {
+        Ended::ClientBroke => Some((Side::Client, Instant::now())),
+        Ended::UpstreamBroke => Some((Side::Upstream, Instant::now())),
         Ended::Done | Ended::Idle | Ended::WriteTimeout => None,
-    });
+    };
+    let first_gone = first_gone.or_else(|| gone(&up, Side::Client)).or_else(broke);
     Moved { up: up.moved, down: down.moved, ended, first_gone }
 }
 
 /// The one that a direction comes from, if it has said all.
-fn gone(from: &Direction, side: Side) -> Option<Side> {
-    from.read_all.then_some(side)
+fn gone(from: &Direction, side: Side) -> Option<(Side, Instant)> {
+    from.read_all.then(|| (side, Instant::now()))
 }
 
 /// One way of a relay. Holds a buffer, or a pipe, only while there is something in it: never both.
@@ -365,7 +366,8 @@ mod tests {
         client.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, b"answer");
         let (moved, seen) = relaying.await.unwrap();
-        assert_eq!(moved, Moved { up: 7, down: 6, ended: Ended::Done, first_gone: Some(Side::Client) });
+        assert_eq!((moved.up, moved.down, moved.ended), (7, 6, Ended::Done));
+        assert!(matches!(moved.first_gone, Some((Side::Client, _))));
         assert_eq!((seen.up.as_slice(), seen.down.as_slice()), (b"request".as_slice(), b"answer".as_slice()));
     }
 
@@ -376,8 +378,8 @@ mod tests {
         drop(upstream);
         let mut stops = Recorder { stops: true, ..Recorder::default() };
         let moved = relay(&mut client_side, &mut upstream_side, PATIENCE, &mut stops).await;
-        let first_gone = Some(Side::Upstream);
-        assert_eq!(moved, Moved { up: 0, down: 0, ended: Ended::UpstreamBroke, first_gone });
+        assert_eq!((moved.up, moved.down, moved.ended), (0, 0, Ended::UpstreamBroke));
+        assert!(matches!(moved.first_gone, Some((Side::Upstream, _))));
         client_side.write_all(b"last word").await.unwrap();
         drop(client_side);
         let mut received = Vec::new();

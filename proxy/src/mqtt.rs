@@ -117,7 +117,7 @@ async fn carry(
     let begun = begun.len() as u64;
     match ended {
         // A client that leaves before the answer says nothing about the broker.
-        Some(moved) if moved.first_gone == Some(Side::Client) => Some(moved),
+        Some(moved) if matches!(moved.first_gone, Some((Side::Client, _))) => Some(moved),
         Some(moved) => {
             let fault = Fault::new(Some(lease.address()), "the broker closed the connection before its connack");
             exchange.judge(Outcome::Broken, None, Some(fault));
@@ -155,8 +155,8 @@ impl Observer for Answer<'_> {
     }
 
     fn see_upstream(&mut self, bytes: &[u8]) -> Seen {
+        self.taken_over |= disconnect_at_end(bytes) == Some(SESSION_TAKEN_OVER);
         if self.answered.load(Ordering::Relaxed) {
-            self.taken_over |= disconnect_at_end(bytes) == Some(SESSION_TAKEN_OVER);
             return Seen::Enough;
         }
         // A broker that leaves without a word: the client is not to see that end, so that it can still be told.

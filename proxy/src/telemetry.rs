@@ -345,17 +345,21 @@ impl Exchange {
         let Self { meter, case, .. } = self;
         case.tally(meter, &mut case.shard(meter).lock()).fallbacks += 1;
         let key = case.key;
+        let slice = if case.slice == Slice::Forced { Slice::Unsplit } else { Slice::Blue };
         self.judge(Outcome::Unreachable, None, Some(fault));
-        *self = Self::begin(self.meter.clone(), Slice::Blue, key);
+        *self = Self::begin(self.meter.clone(), slice, key);
     }
 
-    /// The arm gave up at once what it had taken on, and what was counted as well begun: counted once more, as broken. The
-    /// first count cannot be taken back, and to put it off until the arm has proved itself would show failures before the
-    /// successes they are to be held against.
+    /// The arm gave up at once what it had taken on. What was judged cannot be taken back, and to put that off until the arm
+    /// has proved itself would show failures before the successes they are to be held against.
     pub(crate) fn cut_off(&self, fault: Fault) {
         let Self { meter, case, .. } = self;
+        let mut shard = case.shard(meter).lock();
+        let tally = case.tally(meter, &mut shard);
+        tally.cut_off += 1;
+        tally.cut_off_keys.count(case.key);
         if case.is_evidence(meter) {
-            Self::begin(meter.clone(), case.slice, case.key).end(Outcome::Broken, None, Some(fault));
+            shard.faults[case.slice as usize] = Some((Outcome::Broken, fault));
         }
     }
 

@@ -150,6 +150,10 @@ fn write_arms(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
             out.sample("crossfade_outcomes_total", &labels, seen.total.count(outcome));
         }
     }
+    out.family("crossfade_cut_off_total", COUNTER, "Connections and sessions that were taken and dropped at once");
+    for (view, arm, seen) in each() {
+        out.sample("crossfade_cut_off_total", &labels(view, arm), seen.total.cut_off);
+    }
     out.family("crossfade_fallbacks_total", COUNTER, "Failures of this arm that the other one then served");
     for (view, arm, seen) in each() {
         out.sample("crossfade_fallbacks_total", &labels(view, arm), seen.total.fallbacks);
@@ -190,7 +194,11 @@ fn write_arms(out: &mut Exposition, routes: &[(RouteView, Observation)]) {
             out.sample("crossfade_endpoint_in_flight", &labels, endpoint.in_flight);
         }
     }
-    out.family("crossfade_latency_seconds", HISTOGRAM, "To a good answer's head (HTTP), CONNACK (MQTT), connection (TCP)");
+    out.family(
+        "crossfade_latency_seconds",
+        HISTOGRAM,
+        "To a good answer's head (HTTP), CONNACK (MQTT), connection (TCP)",
+    );
     for (view, arm, seen) in each() {
         out.histogram("crossfade_latency_seconds", &labels(view, arm), &seen.total.latency_us);
     }

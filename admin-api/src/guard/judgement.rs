@@ -115,6 +115,8 @@ pub struct ArmEvidence {
     pub timeout: u64,
     pub client_gone: u64,
     pub fallbacks: u64,
+    /// Of `ok`: taken, and dropped at once.
+    pub cut_off: u64,
     /// Failed share of those that say something about the arm, 0 to 1.
     pub error_rate: Option<f64>,
     pub p50_ms: Option<f64>,
@@ -134,6 +136,7 @@ impl ArmEvidence {
             timeout: tally.count(Outcome::Timeout),
             client_gone: tally.count(Outcome::ClientGone),
             fallbacks: tally.fallbacks,
+            cut_off: tally.cut_off,
             error_rate: tally.error_rate(),
             p50_ms: quantile_ms(tally, 0.5),
             p95_ms: quantile_ms(tally, 0.95),

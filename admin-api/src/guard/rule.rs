@@ -22,6 +22,10 @@ struct Excursion {
     worse: Worse,
     /// The same, of requests that got no good answer, whatever the rule asks.
     serves_worse: Worse,
+    /// What share of blue's requests got none before all this.
+    usually_unserved: f64,
+    /// Seconds since blue was last heard of.
+    blue_silence: u64,
     /// The last minutes of it, counted apart: what was hours ago, as with a client that fails all day, must not outweigh
     /// what is going on.
     older: Counts,
@@ -53,10 +57,14 @@ impl Excursion {
             self.older = std::mem::take(&mut self.newer);
         }
         let newer = &mut self.newer;
+        if newer.seconds + self.older.seconds == 0 {
+            self.usually_unserved = seen.usually_unserved;
+        }
         newer.seconds += 1;
         newer.green = newer.green.and(seen.green);
         if let Some(blue) = seen.blue {
             newer.blue = newer.blue.and(blue);
+            self.blue_silence = if blue.of == 0 { self.blue_silence + 1 } else { 0 };
             newer.blue_served.add(&seen.blue_served);
             self.worse.add(seen.green, blue);
             self.serves_worse.add(seen.green_served.not_in_time(), seen.blue_served.not_in_time());
@@ -96,26 +104,35 @@ impl Excursion {
 /// How an arm serves, whatever a rule asks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Served {
-    pub(super) failed: u64,
+    pub(super) dispatched: u64,
+    /// In whatever way.
+    pub(super) ended: u64,
     pub(super) judged: u64,
+    pub(super) failed: u64,
     pub(super) overdue: u64,
 }
 
 impl Served {
     fn add(&mut self, other: &Self) {
-        self.failed += other.failed;
+        self.dispatched += other.dispatched;
+        self.ended += other.ended;
         self.judged += other.judged;
+        self.failed += other.failed;
         self.overdue += other.overdue;
     }
 
-    /// What failed or had no answer in time. Of two arms with the same traffic, whether or not that is usual for it.
+    /// What failed, was not answered in time, or will hardly be, for more began than ended. Of two arms with the same traffic,
+    /// whether or not that is usual for it.
     fn not_in_time(&self) -> Events {
-        Events::new(self.failed + self.overdue, self.judged + self.overdue)
+        let bad = self.overdue.max(self.failed + self.dispatched.saturating_sub(self.ended));
+        Events::new(bad, self.judged + bad.saturating_sub(self.failed))
     }
 
-    /// What failed, or waits and cannot be what is answered late: where answers take long, as many come as are overdue.
+    /// What failed, or waits for what will not come: where answers only take long, as many end as begin, and as many are good as
+    /// are overdue.
     pub(super) fn not_at_all(&self) -> Events {
-        let waiting = self.overdue.saturating_sub(self.judged - self.failed);
+        let good = self.judged.saturating_sub(self.failed);
+        let waiting = self.dispatched.saturating_sub(self.ended).max(self.overdue.saturating_sub(good));
         Events::new(self.failed + waiting, self.judged + waiting)
     }
 }
@@ -138,6 +155,8 @@ pub(super) struct Seen<'a> {
     pub(super) blue: Option<Events>,
     pub(super) green_served: Served,
     pub(super) blue_served: Served,
+    /// The share of blue's requests that usually get no good answer.
+    pub(super) usually_unserved: f64,
     /// Whose green's bad events were, of those of which it is known. The others are nobody's in particular. There may be
     /// more than there are bad events, where it is not quite the same that is counted.
     pub(super) keys: Option<&'a Keys>,
@@ -203,13 +222,12 @@ impl Rule {
             return Finding::Shared;
         }
         let blue_is_bad = blue.bad as f64 > allowed * blue.of as f64;
-        let is_worse = match evidence >= MOST_EVIDENCE {
+        let is_full = evidence >= MOST_EVIDENCE;
+        let is_worse = if blue.of == 0 {
             // In the first seconds of an outage of both, the arm with less traffic may not have been heard of.
-            is_full if blue.of == 0 => is_full || !blue_has_traffic,
-            is_full => {
-                let seems_worse = is_full && !blue_is_bad && self.likelihood() >= LIKELY;
-                worse.is_certain() || self.is_plainly_worse() || seems_worse
-            }
+            is_full || !blue_has_traffic
+        } else {
+            worse.is_certain() || self.is_plainly_worse() || (is_full && !blue_is_bad && self.is_as_likely_as_can_be())
         };
         if is_worse {
             Finding::Breach
@@ -224,7 +242,15 @@ impl Rule {
     /// look the same on both: where one arm answers with errors the other one may hang, or be slow.
     pub(super) fn is_blue_out_of_order(&self, asked: &Asked) -> bool {
         let unserved = self.blue_unserved();
-        unserved.of >= TELLING && unserved.bad as f64 > asked.out_of_order * unserved.of as f64
+        let most = asked.out_of_order.max(UNUSUAL * self.excursion.usually_unserved);
+        unserved.of >= TELLING && unserved.bad as f64 > most * unserved.of as f64
+    }
+
+    /// A blue of which there is little in minutes, or nothing any more, will never make it likelier.
+    fn is_as_likely_as_can_be(&self) -> bool {
+        let Excursion { older, newer, blue_silence, .. } = &self.excursion;
+        let is_thin = older.seconds + newer.seconds >= BLUE_IS_IDLE && self.excursion.blue().of < TELLING;
+        is_thin || *blue_silence >= NEWER || self.likelihood() >= LIKELY
     }
 
     /// Blue's requests without a good answer, of those since the evidence was last zero.
@@ -299,6 +325,9 @@ const FEW: u64 = 200;
 const PLAIN: f64 = 10.0;
 /// What it takes beside evidence that grows no more, and a blue that is within the limit: a thin blue may be so by chance.
 const LIKELY: f64 = 5.0;
+
+/// How many times what is usual for it a blue must leave without a good answer to be out of order.
+const UNUSUAL: f64 = 2.0;
 
 /// Evidence from which on a rule is not sure of green.
 const DOUBT: f64 = 0.5;

@@ -613,23 +613,26 @@ fn how_fast_blue_fails_is_no_measure_of_what_is_slow() {
 #[test]
 fn one_cause_may_look_different_on_each_arm() {
     let slow = taking(500_000);
+    let hung_in_part = |of: u64, hung: u64| Did { sent: hung, overdue: hung, ..ok(of - hung) };
     for (name, blue, green) in [
         ("blue hangs, green fails", hung(50), failing(50, 50)),
+        ("so with little traffic", hung(10), failing(10, 10)),
+        ("so with more", hung(20), failing(20, 20)),
+        ("blue hangs in part, green fails in part", hung_in_part(50, 15), failing(15, 50)),
+        ("so with half", hung_in_part(50, 25), failing(25, 50)),
         ("green hangs, blue fails", failing(50, 50), hung(50)),
         ("blue fails, green is slow", failing(50, 50), slow),
         ("blue hangs, green is slow", hung(50), slow),
         ("blue fails half, green is slow", failing(25, 50), slow),
     ] {
         let mut watched = Watched::by(Guard::default());
-        watched.seconds(300, ok(50), ok(50));
+        watched.seconds(300, ok(blue.sent + blue.ok + blue.failed), ok(50));
+        // It is not overdue before its time.
+        let at = |did: Did, second| if second < 5 { Did { overdue: 0, ..did } } else { did };
         let (mut shared, mut last) = (false, String::new());
-        for second in 0..600 {
-            assert_ne!(
-                watched.second(blue, green),
-                Verdict::Breach,
-                "{name}, {second}: {}",
-                watched.judgement().reason
-            );
+        for second in 0..60 {
+            let verdict = watched.second(at(blue, second), at(green, second));
+            assert_ne!(verdict, Verdict::Breach, "{name}, {second}: {}", watched.judgement().reason);
             if watched.judgement().shared_cause {
                 (shared, last) = (true, watched.judgement().reason.clone());
             }
@@ -639,6 +642,40 @@ fn one_cause_may_look_different_on_each_arm() {
         let seconds = watched.until_breach(ok(50), green, 200);
         assert!(seconds.is_some(), "{name}: {}", watched.judgement().reason);
     }
+}
+
+#[test]
+fn what_hangs_and_then_fails_is_counted_once() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(300, ok(50), ok(50));
+    for second in 0..120 {
+        let green = match second {
+            0..5 => Did { sent: 38, ..ok(12) },
+            5..10 => Did { sent: 38, overdue: 38, ..ok(12) },
+            _ => Did { overdue: 38, ..failing(38, 50) },
+        };
+        let verdict = watched.second(failing(36, 50), green);
+        assert_ne!(verdict, Verdict::Breach, "{second}: {}", watched.judgement().reason);
+    }
+}
+
+#[test]
+fn a_blue_that_always_fails_much_hides_no_green_that_is_slow() {
+    let mut watched = Watched::by(Guard { max_error_rate: 0.3, ..Guard::default() });
+    watched.seconds(300, failing(13, 50), failing(10, 50));
+    assert!(watched.until_breach(failing(13, 50), taking(500_000), 30).is_some(), "{}", watched.judgement().reason);
+    let mut watched = Watched::by(Guard { max_error_rate: 0.01, ..Guard::default() });
+    watched.seconds(300, failing(3, 50), ok(50));
+    assert!(watched.until_breach(failing(3, 50), taking(500_000), 30).is_some(), "{}", watched.judgement().reason);
+}
+
+#[test]
+fn the_last_answers_of_a_blue_that_has_no_more_traffic_hide_nothing_for_long() {
+    let mut watched = Watched::by(Guard::default());
+    watched.seconds(300, ok(25), ok(25));
+    watched.second(ok(3), failing(25, 50));
+    let seconds = watched.until_breach(ok(0), failing(25, 50), 300);
+    assert!(seconds.is_some_and(|seconds| seconds <= 70), "{seconds:?}: {}", watched.judgement().reason);
 }
 
 #[test]

@@ -81,6 +81,14 @@ fn because(route: &Route, what: &str, rule: &Evidence) -> String {
             let least = format!("at least {} of what blue answers is asked", percent(*limit));
             format!("{late} ({least}){}", while_blue("left waiting"))
         }
+        "cut_off_share" => {
+            let expected = percent(rule.allowed_share.unwrap_or_default());
+            format!(
+                "{} (at most {expected} can be expected){}",
+                seen("were taken and dropped at once"),
+                while_blue("did so to")
+            )
+        }
         "match_rate" => {
             let differed =
                 format!("{bad} of {of} copied requests were not answered as blue answers them in {seconds} s");

@@ -106,6 +106,11 @@ fn a_sentence_for_every_rule() {
              left waiting 1 of 118.",
         ),
         (
+            Evidence { allowed_share: Some(0.104), ..rule("cut_off_share", 0.1, 60, 1) },
+            "60 of 120 requests were taken and dropped at once in 8 s (at most 10.4 % can be expected), while blue did so to 1 \
+             of 118.",
+        ),
+        (
             rule("match_rate", 0.7, 60, 0),
             "60 of 120 copied requests were not answered as blue answers them in 8 s (at least 70 % must be).",
         ),

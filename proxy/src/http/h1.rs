@@ -452,8 +452,7 @@ impl Http1 {
                     carried.exchange.judge(Outcome::Ok, ended.latency_us, None);
                     drop(request);
                     let since = Instant::now();
-                    let moved = Box::pin(self.tunnel(client, upstream, route, ended)).await;
-                    if ended.bytes_out == 0 && moved.is_some_and(|moved| moved.was_left_at_once(since)) {
+                    if Box::pin(self.tunnel(client, upstream, route, ended, since)).await {
                         let gone = "the endpoint switched protocols and closed the connection without a byte";
                         carried.exchange.cut_off(Fault::new(ended.endpoint, gone));
                     }
@@ -504,26 +503,28 @@ impl Http1 {
     }
 
     /// Bytes both ways, after both sides have agreed to speak something else.
-    /// `None`: the upstream took not even the first of them.
+    /// Has the upstream gone again at once, without a byte? `since`: when they agreed.
     async fn tunnel(
         &self,
         client: &mut Client,
         mut upstream: Upstream,
         route: &Route,
         ended: &mut Ended,
-    ) -> Option<forward::Moved> {
+        since: Instant,
+    ) -> bool {
         let timeouts = &route.settings.timeouts;
         let early = client.input.bytes().to_vec();
         client.input = Buffer::default();
-        let sent = time::timeout(timeouts.write, upstream.transport.write_all(&early)).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            return None;
+        match time::timeout(timeouts.write, upstream.transport.write_all(&early)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return ended.bytes_out == 0,
+            Err(_) => return false,
         }
         let patience = forward::Patience { idle: timeouts.idle, write: timeouts.write, after_upstream: LAST_WORDS };
         let moved = relay(&mut client.transport, &mut upstream.transport, patience, &mut ()).await;
         ended.bytes_in += early.len() as u64 + moved.up;
         ended.bytes_out += moved.down;
-        Some(moved)
+        ended.bytes_out == 0 && moved.was_left_at_once(since)
     }
 
     /// Stage 7.

@@ -952,7 +952,7 @@ async fn three_hundred_quick_websockets_all_echo() {
 }
 
 #[tokio::test]
-async fn a_tunnel_that_is_closed_at_once_and_without_a_byte_fails_once_more() {
+async fn a_tunnel_that_is_closed_at_once_and_without_a_byte_is_counted() {
     const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     // Each says what comes after the 101, and goes.
     let origin = RawOrigin::start(move |mut stream, n| async move {
@@ -968,8 +968,8 @@ async fn a_tunnel_that_is_closed_at_once_and_without_a_byte_fails_once_more() {
         client.write_all(HANDSHAKE.as_bytes()).await.unwrap();
         let _ended = soon(client.read_to_end(&mut Vec::new())).await;
     }
-    let status = counted(&crossfade, "shop", |status| count(status, "blue", "ok") == 3).await;
-    assert_eq!((count(&status, "blue", "broken"), count(&status, "blue", "dispatched")), (2, 5), "{status}");
+    let status = counted(&crossfade, "shop", |status| count(status, "blue", "cut_off") == 2).await;
+    assert_eq!((count(&status, "blue", "ok"), count(&status, "blue", "dispatched")), (3, 3), "{status}");
 }
 
 const HANDSHAKE: &str = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\

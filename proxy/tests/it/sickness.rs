@@ -64,7 +64,8 @@ impl Sickness {
     /// The rule that finds it.
     fn rule(self) -> &'static str {
         match self {
-            Self::Errors | Self::Refused | Self::CutOff | Self::Resets | Self::Drift => "error_rate",
+            Self::Errors | Self::Refused | Self::Resets | Self::Drift => "error_rate",
+            Self::CutOff => "cut_off_share",
             Self::Slow => "p95_ratio",
             Self::Silent => "throughput",
             Self::Stalls => unreachable!("nothing trips"),

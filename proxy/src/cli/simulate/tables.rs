@@ -19,13 +19,15 @@ struct Calm {
 const RATES: [f64; 4] = [0.5, 5.0, 50.0, 500.0];
 
 /// Requests per second of both arms, and green's share of them.
-const SPLITS: [(f64, f64); 8] = [
+const SPLITS: [(f64, f64); 10] = [
     (50.0, 0.01),
     (50.0, 0.1),
     (50.0, 0.5),
+    (50.0, 0.99),
     (500.0, 0.01),
     (500.0, 0.1),
     (500.0, 0.5),
+    (500.0, 0.99),
     (5_000.0, 0.01),
     (5_000.0, 0.1),
 ];
