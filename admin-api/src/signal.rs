@@ -315,6 +315,8 @@ impl Entry {
         };
         // What is a little ahead of our clock is as old as what comes now.
         let utc = utc.min(now.utc);
+        // Two clocks are not read in one moment: the same time twice, as in a push that is repeated, is the same moment.
+        let measured = self.watch.last().filter(|last| last.utc == utc).map_or(measured, |last| last.at);
         if let Err(last) = self.watch.take(value, measured, utc) {
             return Err(SignalRefusal::Overtaken { last: rfc3339(last) });
         }
