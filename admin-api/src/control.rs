@@ -296,6 +296,14 @@ impl Control {
         if entry.epoch != epoch || entry.live.latch.is_some() || (entry.live.split == Split::NONE && !planned) {
             return None;
         }
+        // There is nothing to take off yet: its plan begins with what is mended by then.
+        if is_untouched(&entry.live) {
+            // Who is asked for an approval goes on being asked for it.
+            if !matches!(entry.wait, Some(Wait::Approval(_))) {
+                entry.wait = Some(Wait::Verdict(judgement.reason.clone()));
+            }
+            return None;
+        }
         let at = OffsetDateTime::now_utc();
         let before = entry.live.clone();
         let latch = Latch { reason: judgement.reason.clone(), at: rfc3339(at), actor: actor.name.clone() };
@@ -417,6 +425,10 @@ impl Control {
             }
             let split = entry.live.split;
             let planned = entry.live.plan.as_ref().is_some_and(Run::is_running);
+            // Of a green that was never used, nobody expects to hear.
+            if planned && is_untouched(&entry.live) {
+                self.signals.listen(Some(&route.name), Instant::now());
+            }
             match route.guard.filter(|_| split > Split::NONE || planned) {
                 Some(policy) => {
                     let (revision, after, epoch) = (entry.live.revision, entry.after, entry.epoch);
@@ -559,9 +571,16 @@ impl Control {
             Err(error) => Err(error),
         };
         if let_go.is_err() {
-            self.now.lock().frozen = false;
+            self.unfreeze();
         }
         let_go
+    }
+
+    fn unfreeze(&self) {
+        let mut now = self.now.lock();
+        // Frozen, nobody could push: that was not silence.
+        self.signals.listen(None, Instant::now());
+        now.frozen = false;
     }
 
     /// Changes again, and takes the store back. Green can be lowered and taken off at once; whatever else changes waits
@@ -570,7 +589,7 @@ impl Control {
     pub async fn thaw(&self) -> Result<(), StoreError> {
         // With the turn, so that no reload comes before what the other process has recorded is known.
         let turn = self.turn.lock().await;
-        self.now.lock().frozen = false;
+        self.unfreeze();
         let store = self.store.clone();
         let recorded = blocking(move || {
             store.take_back()?;
@@ -1164,6 +1183,11 @@ fn stamp(at: OffsetDateTime, actor: &Actor, reason: &str) -> Stamp {
     Stamp { at: rfc3339(at), by: actor.name.clone(), reason: reason.to_owned() }
 }
 
+/// Green has no share, and its plan has begun no step, not even one with copies.
+fn is_untouched(live: &Recorded) -> bool {
+    live.split == Split::NONE && live.plan.as_ref().is_some_and(|run| run.share().is_none())
+}
+
 /// The plan of a route whose green is taken off.
 fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
     let mut plan = live.plan.clone();
@@ -1176,9 +1200,12 @@ fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
 /// The plan of a route whose split somebody else changes: it waits until somebody resumes it.
 fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
     let mut plan = live.plan.clone();
-    if let Some(run) = plan.as_mut().filter(|run| run.is_running()) {
-        let reason = format!("{} set green to {split}", change.actor.name);
-        run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
+    if let Some(run) = plan.as_mut().filter(|run| run.is_live()) {
+        run.by_hand = true;
+        if run.is_running() {
+            let reason = format!("{} set green to {split}", change.actor.name);
+            run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
+        }
     }
     plan
 }

@@ -49,6 +49,9 @@ pub struct Run {
     /// It is paused because the guard wanted it.
     #[serde(default)]
     pub doubted: bool,
+    /// Somebody has given green another share since it ran.
+    #[serde(default)]
+    pub by_hand: bool,
     pub started: Stamp,
     /// The last change of state or step.
     pub changed: Stamp,
@@ -254,6 +257,7 @@ impl Run {
             waived: false,
             overruled: false,
             doubted: false,
+            by_hand: false,
             started: stamp.clone(),
             changed: stamp,
         })
@@ -451,6 +455,7 @@ impl Run {
     /// Who lets a plan go on has been told why it paused, and overrules the guard only if it was for that.
     fn go_on(&mut self) {
         self.overruled |= std::mem::take(&mut self.doubted);
+        self.by_hand = false;
         self.state = State::Running;
     }
 

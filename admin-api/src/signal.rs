@@ -256,6 +256,13 @@ impl Signals {
         }
     }
 
+    /// Silence up to now was nobody's fault. `route`: `None` for all.
+    pub(crate) fn listen(&self, route: Option<&str>, now: Instant) {
+        let state = &mut *self.state.lock();
+        let wanted = state.entries.iter_mut().filter(|((other, _), _)| route.is_none_or(|route| route == other));
+        wanted.for_each(|(_, entry)| entry.watch.listen(now));
+    }
+
     /// Every signal, or those of one route.
     pub fn views(&self, route: Option<&str>, now: Instant) -> Vec<SignalView> {
         let state = self.state.lock();

@@ -343,6 +343,10 @@ fn steered(
                 let problem = format!("green has {}, and not the {share} of its plan", live.split);
                 return refused(&problem, "resume or abort the plan");
             }
+            if run.by_hand && run.share().is_none() {
+                let problem = format!("somebody gave green {} before its plan began", live.split);
+                return refused(&problem, "resume or abort the plan");
+            }
             run.skip(stamp);
         }
         PlanChange::Abort => run.end(State::Aborted, stamp),
@@ -360,6 +364,7 @@ pub(super) fn happened(change: &Change, before: &Recorded, after: &Recorded) -> 
             PlanNews::Approved
         }
         (was, State::Running) if was.is_none_or(|was| !was.is_live()) => PlanNews::Started,
+        (Some(was), State::Paused) if was.state == State::Paused => return None,
         (_, State::Paused) => PlanNews::Paused,
         (_, State::Aborted) => PlanNews::Aborted,
         (_, State::RolledBack) => PlanNews::RolledBack,
