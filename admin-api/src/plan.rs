@@ -189,6 +189,8 @@ pub enum Wait {
         needed: u64,
     },
     Unmeasured(&'static str),
+    /// The step is to begin, and the state file's disk does not let it.
+    Disk,
 }
 
 impl Wait {
@@ -208,6 +210,7 @@ impl fmt::Display for Wait {
             Self::Webhook(reason) => write!(f, "the webhook: {reason}"),
             Self::Verdict(reason) => write!(f, "a verdict of pass: {reason}"),
             Self::Outcomes { seen, needed } => write!(f, "traffic: {seen} of {needed} outcomes of green"),
+            Self::Disk => f.write_str("the state file's disk"),
             Self::Unmeasured(figure) => write!(f, "a measurement: there is no {figure} of both arms yet"),
         }
     }

@@ -528,6 +528,39 @@ async fn a_plan_that_has_not_begun_is_not_skipped_past_a_hand_on_the_split() {
     site.pass_until("it begins", site.entered(0)).await;
 }
 
+#[tokio::test]
+async fn a_resume_that_was_not_answered_does_not_happen_later() {
+    let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.change(PlanChange::Pause).await.unwrap();
+    site.store.hang();
+    site.control.refused("split", None, None, &ann(), "has the turn");
+    eventually("a write hangs", || site.store.waiting.load(Ordering::Relaxed) == 1).await;
+    assert!(matches!(site.change(PlanChange::Resume).await, Err(Refusal::NotRecorded(_))));
+    site.store.release();
+    site.control.flush().await.unwrap();
+    assert_eq!((site.run().state, site.store.recorded("shop").plan.unwrap().state), (State::Paused, State::Paused));
+}
+
+#[tokio::test]
+async fn a_step_begins_on_no_answer_that_is_old() {
+    let site = Site::with(plan(vec![step(10.0, 3)])).await;
+    site.store.hang();
+    eventually("it waits for the disk", || {
+        site.second();
+        site.store.waiting.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    some_seconds_pass().await;
+    site.waits_for("the state file's disk").await;
+    site.store.release();
+    eventually("the disk has what is live", || site.store.waiting.load(Ordering::Relaxed) == 0).await;
+    site.control.flush().await.unwrap();
+    assert_eq!((site.live(), site.run().entered), (0.0, false));
+    let recorded = site.store.recorded("shop");
+    assert_eq!((recorded.split, recorded.plan.unwrap().entered), (split(0.0), false));
+    site.pass_until("all is asked again", site.entered(0)).await;
+}
+
 /// The shop's plan waits for that of the users.
 async fn two_waves() -> (Site, Plan) {
     let mut gated = step(10.0, 1);
@@ -752,7 +785,7 @@ async fn a_yes_of_a_webhook_counts_until_it_says_no() {
     site.store.fail(true);
     eventually("it says yes, and the disk no", || {
         site.second();
-        peer.requests().len() == 1 && site.control.state("shop").unwrap().wait == Some(Wait::Time)
+        peer.requests().len() == 1 && site.control.state("shop").unwrap().wait == Some(Wait::Disk)
     })
     .await;
     peer.reply(Reply::Status(503));
