@@ -354,7 +354,8 @@ async fn parse(
         Wanted::Start => {
             known.push("plan");
             let plan = match fields.take("plan") {
-                Some(written) => {
+                Some(mut written) => {
+                    leave_out_nulls(&mut written);
                     Plan::lift(&written, route, &config.routes).map_err(|faults| report(&mut fields, faults)).ok()
                 }
                 None if route.plan.is_none() => {
@@ -384,6 +385,18 @@ async fn parse(
     let if_match = if_match(&headers, || revision(control, &route.name))?;
     let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
     Ok(Steering { route: route.name.clone(), change, reason, if_match })
+}
+
+/// What is null is as if it were not there: TOML, in whose form a plan is, has no such value.
+fn leave_out_nulls(written: &mut Value) {
+    match written {
+        Value::Object(members) => {
+            members.retain(|_, value| !value.is_null());
+            members.values_mut().for_each(leave_out_nulls);
+        }
+        Value::Array(values) => values.iter_mut().for_each(leave_out_nulls),
+        _ => {}
+    }
 }
 
 fn report(fields: &mut Fields, Faults(faults): Faults) {

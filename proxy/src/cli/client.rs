@@ -76,8 +76,12 @@ impl Client {
         Ok(())
     }
 
-    pub(super) fn rollback(&self, route: &str, reason: &str) -> Result<()> {
-        let answer = self.call(Method::POST, "/rollback", Some(json!({ "route": route, "reason": reason })))?;
+    pub(super) fn rollback(&self, route: &str, reason: Option<&str>) -> Result<()> {
+        let mut body = json!({ "route": route });
+        if let Some(reason) = reason {
+            body["reason"] = reason.into();
+        }
+        let answer = self.call(Method::POST, "/rollback", Some(body))?;
         self.print(&answer, &format!("{}, latched until `crossfade reset {route}`", split_line(&answer)));
         Ok(())
     }
