@@ -144,7 +144,10 @@ async fn a_plan_is_steered() {
     says(&["approve", "bus", "go-live"], "bus: running, step 1 of 1").await;
     eventually("it begins", async || (crossfade.admin.green("bus").await == 10.0).then_some(())).await;
     says(&["status", "bus"], "bus: running, step 1 of 1, green 10 %, 0 of 3600 s healthy").await;
-    says(&["skip", "bus", "--reason", "seen enough"], "bus: running, step 1 of 1").await;
+    let skipped = ask(&crossfade, &["plan", "skip", "bus", "--reason", "seen enough"]).await;
+    let (after, before) = skipped.out.split_once("\nskipped: ").unwrap_or_default();
+    assert!(after.starts_with("bus: running, step 1 of 1"), "{}", skipped.out);
+    assert!(before.starts_with("bus: running, step 1 of 1, green 10 %, "), "{}", skipped.out);
     let run = async || ask_json(&crossfade, &["plan", "status", "bus"]).await["plans"][0]["run"].clone();
     eventually("it is done", async || (run().await["state"] == "done").then_some(())).await;
     says(&["status"], "bus: done, all 1 steps are done, green 10 %").await;
