@@ -181,7 +181,7 @@ pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "Latched; or a plan is not over yet; or green has more than it ends with", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Latched; or a plan is not over yet; or green has more than it ends with; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -226,7 +226,7 @@ pub(super) async fn pause(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on, or the route's guard is off", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or the route's guard is off; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -248,7 +248,7 @@ pub(super) async fn resume(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on, or it asks for another approval, or for none now", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or it asks for another approval, or for none now; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -271,7 +271,7 @@ pub(super) async fn approve(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on, or the route's guard is off", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or the route's guard is off; or somebody has changed the split; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
