@@ -4,16 +4,19 @@
 //! set) goes live first, at once, even while another change waits for the disk. Either way a change is acknowledged
 //! only when both are done. What is live but could not be recorded is tried again every second.
 
+mod chance;
 mod plan;
 mod refusal;
 mod rows;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    pin::pin,
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use chance::Chance;
 use config::{Config, Route, Split};
 use parking_lot::Mutex;
 pub use plan::PlanChange;
@@ -22,7 +25,7 @@ use rows::{Refusals, Rows};
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard as Turn, Notify, Semaphore, broadcast},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -123,7 +126,7 @@ struct Now {
     /// Trips that are live and have no incident yet, oldest first.
     unexplained: VecDeque<Arc<Unexplained>>,
     refusals: Refusals,
-    /// Why the last write failed.
+    /// Why the last write failed, or what the one that is under way waits for.
     failing: Option<String>,
     announcer: Announcer,
 }
@@ -132,7 +135,8 @@ struct Now {
 const REASON_LENGTH: usize = 1_000;
 const ROUTE_LENGTH: usize = 100;
 
-/// How long a change that is live, or a takeover, waits for the disk.
+/// How long a change, or a takeover, waits for the disk. A change that loosens is given up then, and one that is live
+/// answered; whoever is to look after the disk is told.
 const DISK_PATIENCE: Duration = Duration::from_secs(5);
 const READERS: usize = 2;
 const READ_PATIENCE: Duration = Duration::from_secs(2);
@@ -250,7 +254,7 @@ impl Control {
     ) -> Result<RouteView, Refusal> {
         let change = Change { action: "split", route: route.to_owned(), actor: actor.clone(), reason: String::new() };
         let control = self.clone();
-        self.detached(async move { control.change_split(&change, split, if_match).await }).await
+        self.detached(async move { control.change_split(change, split, if_match).await }).await
     }
 
     /// Takes green off and latches the route. Errors: as of [`Self::set_split`].
@@ -279,7 +283,8 @@ impl Control {
             Change { action: "reset", route: route.to_owned(), actor: actor.clone(), reason: reason.to_owned() };
         let control = self.clone();
         self.detached(async move {
-            control.clear(&change, if_match).await.map_err(|refusal| control.audit_refusal(&change, None, refusal))
+            let cleared = control.clear(change.clone(), if_match).await;
+            cleared.map_err(|refusal| control.audit_refusal(&change, None, refusal))
         })
         .await
     }
@@ -302,6 +307,14 @@ impl Control {
         // A plan whose green gets nothing but copies so far ends as well.
         let planned = entry.live.plan.as_ref().is_some_and(Run::is_running);
         if entry.epoch != epoch || entry.live.latch.is_some() || (entry.live.split == Split::NONE && !planned) {
+            return None;
+        }
+        // There is nothing to take off yet: its plan begins with what is mended by then.
+        if is_untouched(&entry.live) {
+            // Who is asked for an approval goes on being asked for it.
+            if !matches!(entry.wait, Some(Wait::Approval(_))) {
+                entry.wait = Some(Wait::Verdict(judgement.reason.clone()));
+            }
             return None;
         }
         let at = OffsetDateTime::now_utc();
@@ -425,6 +438,10 @@ impl Control {
             }
             let split = entry.live.split;
             let planned = entry.live.plan.as_ref().is_some_and(Run::is_running);
+            // Of a green that was never used, nobody expects to hear.
+            if planned && is_untouched(&entry.live) {
+                self.signals.listen(Some(&route.name), Instant::now());
+            }
             match route.guard.filter(|_| split > Split::NONE || planned) {
                 Some(policy) => {
                     let (revision, after, epoch) = (entry.live.revision, entry.after, entry.epoch);
@@ -567,9 +584,16 @@ impl Control {
             Err(error) => Err(error),
         };
         if let_go.is_err() {
-            self.now.lock().frozen = false;
+            self.unfreeze();
         }
         let_go
+    }
+
+    fn unfreeze(&self) {
+        let mut now = self.now.lock();
+        // Frozen, nobody could push: that was not silence.
+        self.signals.listen(None, Instant::now());
+        now.frozen = false;
     }
 
     /// Changes again, and takes the store back. Green can be lowered and taken off at once; whatever else changes waits
@@ -578,7 +602,7 @@ impl Control {
     pub async fn thaw(&self) -> Result<(), StoreError> {
         // With the turn, so that no reload comes before what the other process has recorded is known.
         let turn = self.turn.lock().await;
-        self.now.lock().frozen = false;
+        self.unfreeze();
         let store = self.store.clone();
         let recorded = blocking(move || {
             store.take_back()?;
@@ -618,24 +642,25 @@ impl Control {
 
     async fn change_split(
         self: &Arc<Self>,
-        change: &Change,
+        change: Change,
         split: Split,
         if_match: Option<u64>,
     ) -> Result<RouteView, Refusal> {
-        let audited = |refusal| self.audit_refusal(change, Some(split), refusal);
+        let audited = |refusal| self.audit_refusal(&change, Some(split), refusal);
         // Lowering must not wait for a turn that a raise may hold as long as the disk takes.
-        let step = self.decide(change, split, if_match, None).map_err(audited)?;
-        if let Step::Done(view) = step {
-            return self.settle(*view).await;
-        }
-        let turn = self.turn.lock().await;
-        match self.decide(change, split, if_match, Some(&turn)).map_err(audited)? {
-            Step::Done(view) => {
-                drop(turn);
-                self.settle(*view).await
+        let seen = match self.decide(&change, split, if_match, None).map_err(audited)? {
+            Step::Done(view) => return self.settle(*view).await,
+            Step::Raise { before, .. } => before.revision,
+        };
+        let (control, raise) = (self.clone(), change.clone());
+        let raised = self.in_time(|chance| async move {
+            let turn = control.turn_in_time(&chance).await?;
+            match control.decide(&raise, split, Some(seen), Some(&turn)).map_err(Refusal::since_arrival)? {
+                Step::Raise { before, raised } => control.loosen(&turn, &raise, &before, *raised, &chance).await,
+                Step::Done(_) => Err(Refusal::Overtaken { route: raise.route }),
             }
-            Step::Raise { before, raised } => self.loosen(&turn, change, &before, *raised).await.map_err(audited),
-        }
+        });
+        raised.await.map_err(audited)
     }
 
     /// What a new split means for what is live now. Lowering is done at once.
@@ -691,49 +716,64 @@ impl Control {
         now.view(&change.route).ok_or_else(|| now.unknown(&change.route))
     }
 
-    async fn clear(self: &Arc<Self>, change: &Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
-        let turn = self.turn.lock().await;
-        let (before, cleared) = {
-            let mut now = self.now.lock();
-            let entry = now.matching(&change.route, if_match)?;
-            let before = entry.live.clone();
-            let cleared = before.latch.is_some().then(|| Recorded {
-                revision: entry.reserve_revision(),
-                latch: None,
-                ..before.clone()
-            });
-            (before, cleared)
-        };
-        if let Some(cleared) = cleared {
-            return self.loosen(&turn, change, &before, cleared).await;
-        }
-        let after = self.forget(&change.route);
-        let view = {
-            let mut guard = self.now.lock();
-            let now = &mut *guard;
-            let entry = now.matching(&change.route, None)?;
-            if entry.live.revision != before.revision {
-                return Err(Refusal::Overtaken { route: change.route.clone() });
+    async fn clear(self: &Arc<Self>, change: Change, if_match: Option<u64>) -> Result<RouteView, Refusal> {
+        let seen = self.revision(&change.route, if_match)?;
+        let control = self.clone();
+        let cleared = self.in_time(|chance| async move {
+            let turn = control.turn_in_time(&chance).await?;
+            let (before, cleared) = {
+                let mut now = control.now.lock();
+                let entry = now.matching(&change.route, Some(seen)).map_err(Refusal::since_arrival)?;
+                let before = entry.live.clone();
+                let cleared = before.latch.is_some().then(|| Recorded {
+                    revision: entry.reserve_revision(),
+                    latch: None,
+                    ..before.clone()
+                });
+                (before, cleared)
+            };
+            if let Some(cleared) = cleared {
+                return control.loosen(&turn, &change, &before, cleared, &chance).await;
             }
-            entry.drop_evidence(after);
-            let at = OffsetDateTime::now_utc();
-            now.rows.audit(change.row(&before, &before, at));
-            now.announce(change, &before, &before, at);
-            now.view(&change.route).ok_or_else(|| now.unknown(&change.route))?
-        };
-        drop(turn);
-        self.settle(view).await
+            let after = control.forget(&change.route);
+            let view = {
+                let mut guard = control.now.lock();
+                let now = &mut *guard;
+                let entry = now.matching(&change.route, Some(seen)).map_err(Refusal::since_arrival)?;
+                chance.take()?;
+                entry.drop_evidence(after);
+                let at = OffsetDateTime::now_utc();
+                now.rows.audit(change.row(&before, &before, at));
+                now.announce(&change, &before, &before, at);
+                now.view(&change.route).ok_or_else(|| now.unknown(&change.route))?
+            };
+            drop(turn);
+            control.settle(view).await
+        });
+        cleared.await
+    }
+
+    /// The revision of a route that is about to be changed. Errors: as of [`Now::matching`].
+    fn revision(&self, route: &str, if_match: Option<u64>) -> Result<u64, Refusal> {
+        Ok(self.now.lock().matching(route, if_match)?.live.revision)
+    }
+
+    /// Errors: it does not come in time.
+    async fn turn_in_time(&self, chance: &Chance) -> Result<Turn<'_, ()>, Refusal> {
+        timeout_at(chance.until(), self.turn.lock()).await.map_err(|_| chance.missed())
     }
 
     /// Disk first, then live, then the audit trail, which says what came of it.
     ///
-    /// `before`: the state that the decision rests on. What has changed since, wins.
+    /// `before`: the state that the decision rests on. What has changed since, wins. `chance`: what is not live by its end
+    /// never is.
     async fn loosen(
         &self,
         turn: &Turn<'_, ()>,
         change: &Change,
         before: &Recorded,
         loosened: Recorded,
+        chance: &Chance,
     ) -> Result<RouteView, Refusal> {
         let unchanged = self.now.lock().live(&change.route).is_some_and(|live| live.revision == before.revision);
         if unchanged {
@@ -743,21 +783,22 @@ impl Control {
         let starts_anew = before.split == Split::NONE && loosened.split > Split::NONE;
         let clears = starts_anew || (loosened.latch.is_none() && before.latch.is_some());
         let after = clears.then(|| self.forget(&change.route));
-        let view = self.loosened(change, before, loosened, after);
-        // Overtaken: the disk has a split that was refused. Else: it is live and on disk, and what is left is its row,
+        let view = self.loosened(change, before, loosened, after, chance);
+        // Overtaken, or too late: the disk has a split that was refused. Else: it is live and on disk, and what is left is its row,
         // which is tried again when this fails.
         let _ = self.write(turn, None).await;
         view
     }
 
-    /// The end of [`Self::loosen`]: live, if nothing has come between. `after`: what ends the evidence, if it is
-    /// cleared.
+    /// The end of [`Self::loosen`]: live, if nothing has come between and it is not too late. `after`: what ends the
+    /// evidence, if it is cleared.
     fn loosened(
         &self,
         change: &Change,
         before: &Recorded,
         loosened: Recorded,
         after: Option<u64>,
+        chance: &Chance,
     ) -> Result<RouteView, Refusal> {
         let at = OffsetDateTime::now_utc();
         let mut guard = self.now.lock();
@@ -767,7 +808,8 @@ impl Control {
             now.unrecorded.insert(change.route.clone());
             return Err(Refusal::Overtaken { route: change.route.clone() });
         }
-        if let Err(refusal) = plan::may_go_live(&change.route, before, &loosened, entry.judgement.as_deref()) {
+        let may_go_live = plan::may_go_live(&change.route, before, &loosened, entry.judgement.as_deref());
+        if let Err(refusal) = may_go_live.and_then(|()| chance.take()) {
             now.unrecorded.insert(change.route.clone());
             return Err(refusal);
         }
@@ -910,7 +952,15 @@ impl Control {
         let (store, batch) = (self.store.clone(), Arc::new(batch));
         let written = {
             let batch = batch.clone();
-            blocking(move || store.record(&batch)).await
+            let mut record = pin!(blocking(move || store.record(&batch)));
+            match timeout(DISK_PATIENCE, &mut record).await {
+                Ok(written) => written,
+                // It may hang for hours, and somebody has to know.
+                Err(_) => {
+                    self.now.lock().recording_fails(format!("its disk has not answered for {DISK_PATIENCE:?}"));
+                    record.await
+                }
+            }
         };
         let mut guard = self.now.lock();
         let now = &mut *guard;
@@ -938,13 +988,7 @@ impl Control {
             // Frozen: it waits until the store is back.
             Err(StoreError::LetGo { .. }) => {}
             Err(error) => {
-                let reason = with_sources(error);
-                if now.failing.is_none() {
-                    error!(error = %reason, "State file cannot be written; trying again every second");
-                    let what = Happened::Recording { works: false, reason: reason.clone() };
-                    now.announcer.announce(OffsetDateTime::now_utc(), what);
-                }
-                now.failing = Some(reason);
+                now.recording_fails(with_sources(error));
                 // A write that failed may have reached the disk all the same, so what is live is written again.
                 now.unrecorded.extend(loosened.map(|(route, _)| route.to_owned()));
                 self.wake_recorder.notify_one();
@@ -974,6 +1018,22 @@ impl Control {
             Ok(changed)
         });
         change.await.unwrap_or(Err(Refusal::Abandoned))
+    }
+
+    /// Runs a change that loosens, as far as it gets until the disk has not answered for too long: who was told that
+    /// nothing has changed must not see it change minutes later.
+    async fn in_time<C>(&self, change: impl FnOnce(Arc<Chance>) -> C) -> Result<RouteView, Refusal>
+    where
+        C: Future<Output = Result<RouteView, Refusal>> + Send + 'static,
+    {
+        let chance = Arc::new(Chance::new(Instant::now(), DISK_PATIENCE));
+        let mut change = pin!(self.detached(change(chance.clone())));
+        match timeout_at(chance.until(), &mut change).await {
+            Ok(changed) => changed,
+            Err(_) if chance.give_up() => Err(chance.missed()),
+            // It is live, and what is left is its row.
+            Err(_) => change.await,
+        }
     }
 }
 
@@ -1018,6 +1078,16 @@ impl Now {
             Some(given) => Err(Refusal::Stale { route: route.to_owned(), current: entry.live.revision, given }),
             None => Ok(entry),
         }
+    }
+
+    /// `reason`: why the disk has not what it should have.
+    fn recording_fails(&mut self, reason: String) {
+        if self.failing.is_none() {
+            error!(error = %reason, "State file cannot be written; trying again every second");
+            let what = Happened::Recording { works: false, reason: reason.clone() };
+            self.announcer.announce(OffsetDateTime::now_utc(), what);
+        }
+        self.failing = Some(reason);
     }
 
     fn announce(&mut self, change: &Change, before: &Recorded, after: &Recorded, at: OffsetDateTime) {
@@ -1109,6 +1179,7 @@ enum Step {
     Raise { before: Box<Recorded>, raised: Box<Recorded> },
 }
 
+#[derive(Clone)]
 struct Change {
     action: &'static str,
     route: String,
@@ -1174,6 +1245,11 @@ fn stamp(at: OffsetDateTime, actor: &Actor, reason: &str) -> Stamp {
     Stamp { at: rfc3339(at), by: actor.name.clone(), reason: reason.to_owned() }
 }
 
+/// Green has no share, and its plan has begun no step, not even one with copies.
+fn is_untouched(live: &Recorded) -> bool {
+    live.split == Split::NONE && live.plan.as_ref().is_some_and(|run| run.share().is_none())
+}
+
 /// The plan of a route whose green is taken off.
 fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
     let mut plan = live.plan.clone();
@@ -1186,9 +1262,12 @@ fn rolled_back(live: &Recorded, stamp: Stamp) -> Option<Run> {
 /// The plan of a route whose split somebody else changes: it waits until somebody resumes it.
 fn taken_over(live: &Recorded, change: &Change, split: Split) -> Option<Run> {
     let mut plan = live.plan.clone();
-    if let Some(run) = plan.as_mut().filter(|run| run.is_running()) {
-        let reason = format!("{} set green to {split}", change.actor.name);
-        run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
+    if let Some(run) = plan.as_mut().filter(|run| run.is_live()) {
+        run.by_hand = true;
+        if run.is_running() {
+            let reason = format!("{} set green to {split}", change.actor.name);
+            run.pause(false, stamp(OffsetDateTime::now_utc(), &change.actor, &reason));
+        }
     }
     plan
 }

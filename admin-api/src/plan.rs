@@ -49,6 +49,9 @@ pub struct Run {
     /// It is paused because the guard wanted it.
     #[serde(default)]
     pub doubted: bool,
+    /// Somebody has given green another share since it ran.
+    #[serde(default)]
+    pub by_hand: bool,
     pub started: Stamp,
     /// The last change of state or step.
     pub changed: Stamp,
@@ -186,6 +189,8 @@ pub enum Wait {
         needed: u64,
     },
     Unmeasured(&'static str),
+    /// The step is to begin, and the state file's disk does not let it.
+    Disk,
 }
 
 impl Wait {
@@ -205,6 +210,7 @@ impl fmt::Display for Wait {
             Self::Webhook(reason) => write!(f, "the webhook: {reason}"),
             Self::Verdict(reason) => write!(f, "a verdict of pass: {reason}"),
             Self::Outcomes { seen, needed } => write!(f, "traffic: {seen} of {needed} outcomes of green"),
+            Self::Disk => f.write_str("the state file's disk"),
             Self::Unmeasured(figure) => write!(f, "a measurement: there is no {figure} of both arms yet"),
         }
     }
@@ -254,6 +260,7 @@ impl Run {
             waived: false,
             overruled: false,
             doubted: false,
+            by_hand: false,
             started: stamp.clone(),
             changed: stamp,
         })
@@ -451,6 +458,7 @@ impl Run {
     /// Who lets a plan go on has been told why it paused, and overrules the guard only if it was for that.
     fn go_on(&mut self) {
         self.overruled |= std::mem::take(&mut self.doubted);
+        self.by_hand = false;
         self.state = State::Running;
     }
 

@@ -256,6 +256,13 @@ impl Signals {
         }
     }
 
+    /// Silence up to now was nobody's fault. `route`: `None` for all.
+    pub(crate) fn listen(&self, route: Option<&str>, now: Instant) {
+        let state = &mut *self.state.lock();
+        let wanted = state.entries.iter_mut().filter(|((other, _), _)| route.is_none_or(|route| route == other));
+        wanted.for_each(|(_, entry)| entry.watch.listen(now));
+    }
+
     /// Every signal, or those of one route.
     pub fn views(&self, route: Option<&str>, now: Instant) -> Vec<SignalView> {
         let state = self.state.lock();
@@ -315,6 +322,8 @@ impl Entry {
         };
         // What is a little ahead of our clock is as old as what comes now.
         let utc = utc.min(now.utc);
+        // Two clocks are not read in one moment: the same time twice, as in a push that is repeated, is the same moment.
+        let measured = self.watch.last().filter(|last| last.utc == utc).map_or(measured, |last| last.at);
         if let Err(last) = self.watch.take(value, measured, utc) {
             return Err(SignalRefusal::Overtaken { last: rfc3339(last) });
         }

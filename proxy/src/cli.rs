@@ -96,7 +96,7 @@ enum Command {
         route: String,
         /// Why, for the record
         #[arg(long)]
-        reason: String,
+        reason: Option<String>,
         #[command(flatten)]
         admin: Admin,
     },
@@ -167,7 +167,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Status { route, admin } => Client::new(&admin)?.status(route.as_deref()),
         Command::Split { route, percent, admin } => Client::new(&admin)?.split(&route, percent),
         Command::Plan(plan) => plan.run(),
-        Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, &reason),
+        Command::Rollback { route, reason, admin } => Client::new(&admin)?.rollback(&route, reason.as_deref()),
         Command::Incident(incident) => incident.show(),
         Command::Reset { route, reason, admin } => Client::new(&admin)?.reset(&route, &reason),
     }

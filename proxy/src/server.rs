@@ -10,7 +10,9 @@ use std::{
     time::SystemTime,
 };
 
-use admin_api::{Access, Alerts, Api, Control, DataPlane, Guardian, History, Recorder, Scraper, Sqlite};
+use admin_api::{
+    Access, Alerts, Api, Control, ControlError, DataPlane, Guardian, History, Recorder, Refusal, Scraper, Sqlite,
+};
 use anyhow::{Context, Result, anyhow, bail};
 use config::{Config, Faults, Protocol};
 use tokio::{
@@ -469,7 +471,9 @@ async fn reload_on_change(file: ConfigFile, plane: Arc<Plane>, control: Arc<Cont
         }
         let mut now = look_at(path.clone(), control.config()).await;
         if asked || now.config != seen.config {
-            reload(&path, &plane, &control).await;
+            if reload(&path, &plane, &control).await == Reload::PutOff {
+                continue;
+            }
             // Which files are named may be another question now.
             now.named = look_at(path.clone(), control.config()).await.named;
         }
@@ -511,8 +515,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.expect("reading and looking up do not panic, and nobody aborts them")
 }
 
+/// What became of a changed file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reload {
+    /// It is live, or refused.
+    Done,
+    /// Another instance takes over. Should that fail, it is read again.
+    PutOff,
+}
+
 /// Makes a changed file live, or says why not and changes nothing.
-async fn reload(path: &Path, plane: &Arc<Plane>, control: &Arc<Control>) {
+async fn reload(path: &Path, plane: &Arc<Plane>, control: &Arc<Control>) -> Reload {
     let file = path.to_owned();
     let config = match blocking(move || Config::load(&file)).await {
         Ok(config) => config,
@@ -539,14 +552,17 @@ async fn reload(path: &Path, plane: &Arc<Plane>, control: &Arc<Control>) {
     }
     match control.reload(config).await {
         Ok(()) => tracing::info!("Configuration reloaded"),
+        Err(ControlError::Refused(Refusal::Frozen)) => return Reload::PutOff,
         // The control has told whoever listens to its events.
         Err(fault) => tracing::error!(%fault, "Configuration is not reloaded, the old one stays"),
     }
+    Reload::Done
 }
 
-fn refuse(control: &Control, faults: &str) {
+fn refuse(control: &Control, faults: &str) -> Reload {
     tracing::error!(faults, "Configuration is not reloaded, the old one stays");
     control.reload_refused(faults);
+    Reload::Done
 }
 
 fn files_named_by(config: &Config) -> impl Iterator<Item = PathBuf> {

@@ -3,7 +3,9 @@
 mod tokens;
 
 use std::{
-    fs, io,
+    fs,
+    future::pending,
+    io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -18,7 +20,7 @@ use ring::digest;
 pub(crate) use tokens::Tokens;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{error, info, warn};
 
@@ -95,15 +97,21 @@ pub(super) struct Arrival {
 }
 
 /// Who sent a request.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) actor: Actor,
     pub(super) role: Role,
+    /// The fingerprint of its token, where one is needed.
+    token: Option<digest::Digest>,
 }
 
 impl Caller {
     pub(super) fn nobody(arrival: &Arrival) -> Self {
-        Self { actor: Actor { name: "nobody".to_owned(), from: arrival.peer.to_string() }, role: Role::Read }
+        Self {
+            actor: Actor { name: "nobody".to_owned(), from: arrival.peer.to_string() },
+            role: Role::Read,
+            token: None,
+        }
     }
 }
 
@@ -160,7 +168,7 @@ impl Access {
     pub(super) async fn identify(&self, headers: &HeaderMap, arrival: &Arrival) -> Result<Caller, Box<Problem>> {
         let from = arrival.peer.to_string();
         let Some(file) = &self.tokens else {
-            return Ok(Caller { actor: Actor { name: "local".to_owned(), from }, role: Role::Operate });
+            return Ok(Caller { actor: Actor { name: "local".to_owned(), from }, role: Role::Operate, token: None });
         };
         let tokens = file.current().await;
         let Some(token) = bearer(headers) else {
@@ -168,11 +176,23 @@ impl Access {
                 unauthorized("a token is needed").header(header::WWW_AUTHENTICATE, "Bearer realm=\"crossfade\"")
             );
         };
-        let Some((name, role)) = tokens.find(token) else {
+        let token = fingerprint(token);
+        let Some((name, role)) = tokens.find(&token) else {
             return Err(unauthorized("this token is not known")
                 .header(header::WWW_AUTHENTICATE, "Bearer realm=\"crossfade\", error=\"invalid_token\""));
         };
-        Ok(Caller { actor: Actor { name: name.to_owned(), from }, role })
+        Ok(Caller { actor: Actor { name: name.to_owned(), from }, role, token: Some(token) })
+    }
+
+    /// Ends when the token that a caller came in with is one no more.
+    pub(super) fn revoked(&self, caller: &Caller) -> impl Future<Output = ()> + use<> {
+        let needed = self.tokens.clone().zip(caller.token);
+        async move {
+            let Some((file, token)) = needed else { return pending().await };
+            while file.current().await.find(&token).is_some() {
+                sleep(CHECK_EVERY).await;
+            }
+        }
     }
 }
 
@@ -415,13 +435,13 @@ mod tests {
             for _ in 0..3 {
                 due();
                 let tokens = timeout(Duration::from_secs(10), file.current()).await.expect("an answer");
-                assert!(tokens.find(OLD).is_some(), "the tokens in memory");
+                assert!(tokens.find(&fingerprint(OLD)).is_some(), "the tokens in memory");
             }
             assert_eq!(Arc::strong_count(&file), 2, "one look is under way");
             drop(answer);
             assert!(hanging.await.unwrap().is_err());
             let _looked = file.looking.acquire().await.unwrap();
-            assert!(file.read.lock().tokens.find(NEW).is_some(), "what the disk said in the end");
+            assert!(file.read.lock().tokens.find(&fingerprint(NEW)).is_some(), "what the disk said in the end");
         });
         fs::remove_file(&path).unwrap();
     }

@@ -135,6 +135,7 @@ impl Fields {
                 let line: String = text.trim().chars().take(LONGEST_TEXT).collect();
                 (!line.is_empty()).then_some(line)
             }
+            Value::Null => None,
             other => {
                 self.fault(name, format!("is {}, not a text", kind(&other)), "give it a text, or leave it out");
                 None

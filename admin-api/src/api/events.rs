@@ -2,15 +2,18 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use axum::response::{
-    Sse,
-    sse::{self, KeepAlive},
+use axum::{
+    Extension,
+    response::{
+        Sse,
+        sse::{self, KeepAlive},
+    },
 };
 use futures::{Stream, StreamExt};
 use http::{StatusCode, Uri, header};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
-use super::{Problem, State, body::Fields};
+use super::{Problem, State, access::Caller, body::Fields};
 use crate::Happened;
 
 /// Splits, verdicts, trips, resets and reloads, as server-sent events
@@ -28,6 +31,7 @@ use crate::Happened;
 )]
 pub(super) async fn events(
     state: State,
+    Extension(caller): Extension<Caller>,
     uri: Uri,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Box<Problem>> {
     Fields::query(&uri)?.finish(&[])?;
@@ -52,7 +56,14 @@ pub(super) async fn events(
     });
     // Says at once that it works, so that a client need not wait for the first event.
     let hello = futures::stream::iter([Ok(sse::Event::default().comment("listening"))]);
-    let events = hello.chain(happened).take_until(state.shutdown.clone().cancelled_owned());
+    let (shutdown, revoked) = (state.shutdown.clone(), state.access.revoked(&caller));
+    let over = async move {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = revoked => {}
+        }
+    };
+    let events = hello.chain(happened).take_until(over);
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 

@@ -182,7 +182,7 @@ pub(super) async fn read(state: State, uri: Uri) -> Result<Response, Box<Problem
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "Latched; or a plan is not over yet; or green has more than it ends with", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Latched; or a plan is not over yet; or green has more than it ends with; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -227,7 +227,7 @@ pub(super) async fn pause(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on, or the route's guard is off", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or the route's guard is off; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -249,7 +249,7 @@ pub(super) async fn resume(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on, or it asks for another approval, or for none now", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or it asks for another approval, or for none now; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -272,7 +272,7 @@ pub(super) async fn approve(
     responses(
         (status = 200, description = "On disk; green's share follows within a second", body = PlanStatus),
         (status = 404, description = "No such route", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "No plan goes on, or the route's guard is off", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "No plan goes on, or the route's guard is off; or somebody has changed the split; or the route was changed meanwhile", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The route has another revision", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Could not be recorded, or another instance takes over", body = Problem, content_type = "application/problem+json"),
     )
@@ -356,7 +356,8 @@ async fn parse(
             known.push("plan");
             let plan = match fields.take("plan") {
                 Some(written) if !is_plan(&mut fields, &written) => None,
-                Some(written) => {
+                Some(mut written) => {
+                    leave_out_nulls(&mut written);
                     Plan::lift(&written, route, &config.routes).map_err(|faults| report(&mut fields, faults)).ok()
                 }
                 None if route.plan.is_none() => {
@@ -406,6 +407,18 @@ fn is_plan(fields: &mut Fields, written: &Value) -> bool {
     match steps.iter().enumerate().find(|(_, step)| !step.is_object()) {
         Some((index, step)) => fault(&format!("plan.step[{index}]"), &format!("is {}, not an object", kind(step))),
         None => true,
+    }
+}
+
+/// What is null is as if it were not there: TOML, in whose form a plan is, has no such value.
+fn leave_out_nulls(written: &mut Value) {
+    match written {
+        Value::Object(members) => {
+            members.retain(|_, value| !value.is_null());
+            members.values_mut().for_each(leave_out_nulls);
+        }
+        Value::Array(values) => values.iter_mut().for_each(leave_out_nulls),
+        _ => {}
     }
 }
 

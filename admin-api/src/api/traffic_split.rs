@@ -70,7 +70,6 @@ struct RollbackRequest {
     #[schema(nullable = false)]
     route: Option<String>,
     /// Its first 500 characters are kept, on one line.
-    #[schema(nullable = false)]
     reason: Option<String>,
 }
 

@@ -1,13 +1,14 @@
 //! What is done about plans. A plan changes with its route's state and in the same record: what goes on loosens, what
 //! stops tightens.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use config::{Plan, Route, Split};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Actor, Change, Control, Now, Refusal, RouteView, stamp};
+use super::{Actor, Chance, Change, Control, Now, Refusal, RouteView, stamp};
 use crate::{
     Happened, Judgement, PlanNews, Recorded, Verdict, Watched,
     plan::{Action, Inputs, Origin, Run, State, Wait},
@@ -61,7 +62,7 @@ impl Control {
         };
         let control = self.clone();
         self.detached(async move {
-            let steered = control.steer(&change, &wanted, if_match).await;
+            let steered = control.steer(change.clone(), wanted, if_match).await;
             steered.map_err(|refusal| control.audit_refusal(&change, None, refusal))
         })
         .await
@@ -97,6 +98,9 @@ impl Control {
             return;
         }
         entry.planned_until = Some(second);
+        if entry.entering && now.failing.is_some() {
+            entry.wait = Some(Wait::Disk);
+        }
         // A judgement of another share says nothing about this one.
         if entry.epoch != watched.epoch || entry.live.revision != watched.revision || entry.entering {
             return;
@@ -109,6 +113,9 @@ impl Control {
             self.wake_recorder.notify_one();
         }
         let asked_before = entry.wait.replace(ticked.wait.clone());
+        if now.failing.is_some() && ticked.action == Some(Action::Enter) {
+            entry.wait = Some(Wait::Disk);
+        }
         if let Wait::Approval(name) = &ticked.wait
             && asked_before.as_ref() != Some(&ticked.wait)
         {
@@ -147,7 +154,7 @@ impl Control {
                 if green >= entry.live.split {
                     entry.entering = true;
                     drop(guard);
-                    self.enter_step(change, watched.revision);
+                    self.enter_step(change, watched.revision, Chance::new(Instant::now(), DECISION_KEEPS));
                     return;
                 }
                 run.enter(stamp(at, &actor, &change.reason));
@@ -162,10 +169,10 @@ impl Control {
     }
 
     /// Disk first: green rises, or begins to earn its bake.
-    fn enter_step(self: &Arc<Self>, change: Change, revision: u64) {
+    fn enter_step(self: &Arc<Self>, change: Change, revision: u64, chance: Chance) {
         let (control, route) = (self.clone(), change.route.clone());
         let entering = tokio::spawn(async move {
-            let turn = control.turn.lock().await;
+            let turn = control.turn_in_time(&chance).await?;
             let (before, entered) = {
                 let mut now = control.now.lock();
                 let entry = now.matching(&change.route, Some(revision))?;
@@ -178,7 +185,7 @@ impl Control {
                 let revision = entry.reserve_revision();
                 (before, Recorded { split: green, revision, latch: None, plan: Some(run) })
             };
-            control.loosen(&turn, &change, &before, entered).await
+            control.loosen(&turn, &change, &before, entered, &chance).await
         });
         let control = self.clone();
         tokio::spawn(async move {
@@ -215,39 +222,59 @@ impl Control {
 
     async fn steer(
         self: &Arc<Self>,
-        change: &Change,
-        wanted: &PlanChange,
+        change: Change,
+        wanted: PlanChange,
         if_match: Option<u64>,
     ) -> Result<RouteView, Refusal> {
         // To stop must not wait for a turn that a raise may hold as long as the disk takes.
-        let stops = matches!(wanted, PlanChange::Pause | PlanChange::Abort);
-        let turn = if stops { None } else { Some(self.turn.lock().await) };
-        let (before, after) = {
-            let mut guard = self.now.lock();
-            let now = &mut *guard;
-            let at = OffsetDateTime::now_utc();
-            let config = now.config.clone();
-            let configured = config.routes.iter().find(|route| route.name == change.route);
-            let entry = now.matching(&change.route, if_match)?;
-            let Some(run) = steered(&entry.live, configured, change, wanted, at)? else {
-                return now.view(&change.route).ok_or_else(|| now.unknown(&change.route));
-            };
-            let before = entry.live.clone();
-            let after = Recorded { revision: entry.reserve_revision(), plan: Some(run), ..before.clone() };
-            if stops {
-                self.go_live(now, change, after.clone(), at);
+        if matches!(wanted, PlanChange::Pause | PlanChange::Abort) {
+            {
+                let mut guard = self.now.lock();
+                let now = &mut *guard;
+                let at = OffsetDateTime::now_utc();
+                if let Some((_, stopped)) = now.steered(&change, &wanted, if_match, at)? {
+                    self.go_live(now, &change, stopped, at);
+                }
             }
-            (before, after)
-        };
-        match turn {
-            Some(turn) => self.loosen(&turn, change, &before, after).await,
-            None => {
-                let view = self.state(&change.route)?;
-                self.settle(view).await
-            }
+            let view = self.state(&change.route)?;
+            return self.settle(view).await;
         }
+        let seen = self.revision(&change.route, if_match)?;
+        let control = self.clone();
+        let steered = self.in_time(|chance| async move {
+            let turn = control.turn_in_time(&chance).await?;
+            let steered = control.now.lock().steered(&change, &wanted, Some(seen), OffsetDateTime::now_utc());
+            match steered.map_err(Refusal::since_arrival)? {
+                Some((before, after)) => control.loosen(&turn, &change, &before, after, &chance).await,
+                None => control.state(&change.route),
+            }
+        });
+        steered.await
     }
 }
+
+impl Now {
+    /// What a route is, and what it becomes of it. `None`: it is so already. Errors: as of [`Now::matching`], and that
+    /// its plan is in no state for it.
+    fn steered(
+        &mut self,
+        change: &Change,
+        wanted: &PlanChange,
+        if_match: Option<u64>,
+        at: OffsetDateTime,
+    ) -> Result<Option<(Recorded, Recorded)>, Refusal> {
+        let config = self.config.clone();
+        let configured = config.routes.iter().find(|route| route.name == change.route);
+        let entry = self.matching(&change.route, if_match)?;
+        let Some(run) = steered(&entry.live, configured, change, wanted, at)? else { return Ok(None) };
+        let before = entry.live.clone();
+        let after = Recorded { revision: entry.reserve_revision(), plan: Some(run), ..before.clone() };
+        Ok(Some((before, after)))
+    }
+}
+
+/// How long what a step was entered for, the answers of its gates among it, is true. Then everything is asked again.
+const DECISION_KEEPS: Duration = Duration::from_secs(2);
 
 /// Errors: the guard's last word is none to begin a step on. It may have been another one when that was decided.
 fn may_begin(route: &str, run: &Run, judgement: Option<&Judgement>) -> Result<(), Refusal> {
@@ -346,6 +373,10 @@ fn steered(
                 let problem = format!("green has {}, and not the {share} of its plan", live.split);
                 return refused(&problem, "resume or abort the plan");
             }
+            if run.by_hand && run.share().is_none() {
+                let problem = format!("somebody gave green {} before its plan began", live.split);
+                return refused(&problem, "resume or abort the plan");
+            }
             run.skip(stamp);
         }
         PlanChange::Abort => run.end(State::Aborted, stamp),
@@ -363,6 +394,7 @@ pub(super) fn happened(change: &Change, before: &Recorded, after: &Recorded) -> 
             PlanNews::Approved
         }
         (was, State::Running) if was.is_none_or(|was| !was.is_live()) => PlanNews::Started,
+        (Some(was), State::Paused) if was.state == State::Paused => return None,
         (_, State::Paused) => PlanNews::Paused,
         (_, State::Aborted) => PlanNews::Aborted,
         (_, State::RolledBack) => PlanNews::RolledBack,

@@ -37,6 +37,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Of a change that asks again for the revision that it met when it arrived, and not for one that its caller named.
+    pub(super) fn since_arrival(self) -> Self {
+        match self {
+            Self::Stale { route, .. } => Self::Overtaken { route },
+            refusal => refusal,
+        }
+    }
+
     /// The place and what is wrong there. What the store says of its file is for the logs.
     pub fn problem(&self) -> String {
         match self {

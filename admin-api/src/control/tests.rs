@@ -107,7 +107,8 @@ async fn what_comes_between_a_decision_and_its_write_wins() {
         panic!("half is more than a hundredth");
     };
     let stopped = control.roll_back(&stop).unwrap();
-    let refused = control.loosen(&turn, &raise, &before, *raised).await;
+    let chance = Chance::new(Instant::now(), DISK_PATIENCE);
+    let refused = control.loosen(&turn, &raise, &before, *raised, &chance).await;
     assert!(matches!(refused, Err(Refusal::Overtaken { .. })), "{refused:?}");
     drop(turn);
 

@@ -69,6 +69,19 @@ fn a_value_is_a_finite_number_of_now() {
 }
 
 #[test]
+fn a_time_that_comes_twice_is_one_moment() {
+    let signals = signals(LAG, Vec::new(), start());
+    let first = later(start(), 60);
+    let at = first.utc - Duration::from_secs(5);
+    signals.push("shop", "lag", 11.0, Some(at), first).unwrap();
+    // The two clocks are read one after the other.
+    let again = Moment { instant: first.instant - Duration::from_micros(1), ..first };
+    assert_eq!(signals.push("shop", "lag", 11.0, Some(at), again).unwrap().value, Some(11.0));
+    let before = signals.push("shop", "lag", 11.0, Some(at - Duration::from_millis(1)), again);
+    assert!(matches!(before, Err(SignalRefusal::Overtaken { .. })));
+}
+
+#[test]
 fn a_clock_that_is_set_back_holds_nothing_up() {
     let now = start();
     let signals = signals(LAG, Vec::new(), now);

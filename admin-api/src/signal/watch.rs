@@ -87,6 +87,11 @@ impl Watch {
         self.bad_since = None;
     }
 
+    /// Silence is counted from now on.
+    pub(super) fn listen(&mut self, now: Instant) {
+        self.silent_since = now;
+    }
+
     pub(super) fn last(&self) -> Option<&Heard> {
         self.last.as_ref()
     }

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duratio
 use admin_api::{Access, AccessError};
 use config::{Admin, Config, TlsFiles};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     time::Instant,
 };
 
@@ -169,6 +169,34 @@ async fn a_revoked_token_stops_even_when_its_file_is_refused() {
 
     tokens_file(&path, &format!("{READ} read\n"));
     wait_for("all is well", READ, &|_, body| body.contains("\"tokens_problem\":null")).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_listens_with_a_token_that_is_revoked_hears_no_more() {
+    let folder = Folder::new();
+    let path = folder.file("tokens");
+    tokens_file(&path, &format!("{OPERATE} operate\n{READ} read\n"));
+    let server = Server::with(shop(), &with_tokens(&path)).await;
+    let listen = async |token: &str| {
+        let mut stream = server.connect().await;
+        let request = format!("GET /events HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        BufReader::new(stream)
+    };
+    let (mut gone, mut stays) = (listen(READ).await, listen(OPERATE).await);
+    // It has less to say, and may listen still.
+    tokens_file(&path, &format!("{OPERATE} read\n"));
+    let mut heard = String::new();
+    let ended = gone.read_to_string(&mut heard);
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the stream ends").unwrap();
+    assert!(heard.contains(": listening"), "{heard}");
+    server.control.reload_refused("to be told");
+    let mut line = String::new();
+    while !line.contains("to be told") {
+        line.clear();
+        assert!(stays.read_line(&mut line).await.unwrap() > 0, "the other one goes on");
+    }
     server.stop().await;
 }
 

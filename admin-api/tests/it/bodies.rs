@@ -267,9 +267,10 @@ async fn detail_and_cure_are_apart_whatever_a_reason_says() {
 async fn a_rollback_is_not_refused_for_how_its_reason_is_written() {
     let server = Server::start(shop()).await;
     for (reason, kept) in [
-        ("two\nlines\r\n".to_owned(), "two lines".to_owned()),
-        ("ä".repeat(501), "ä".repeat(500)),
-        (" \n".to_owned(), "no reason given".to_owned()),
+        (Some("two\nlines\r\n".to_owned()), "two lines".to_owned()),
+        (Some("ä".repeat(501)), "ä".repeat(500)),
+        (Some(" \n".to_owned()), "no reason given".to_owned()),
+        (None, "no reason given".to_owned()),
     ] {
         assert_eq!(server.post("/traffic-split", r#"{"green_percentage":10}"#).await.status, 200);
         assert_eq!(server.post("/rollback", &json!({ "reason": reason }).to_string()).await.status, 200);
@@ -277,5 +278,17 @@ async fn a_rollback_is_not_refused_for_how_its_reason_is_written() {
         assert_eq!(server.control.state("shop").unwrap().recorded.latch.unwrap().reason, kept);
         assert_eq!(server.post("/reset", r#"{"reason":"again"}"#).await.status, 200);
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_null_in_a_plan_is_left_out() {
+    let server = Server::start(shop()).await;
+    let plan = json!({
+        "step": [{ "green": 10, "bake": "1h", "approval": null, "require": { "throughput": null } }],
+        "observe": null,
+    });
+    let answer = server.post("/plan/start", &json!({ "plan": plan }).to_string()).await;
+    assert_eq!((answer.status, &answer.json()["run"]["state"]), (200, &json!("running")), "{answer:?}");
     server.stop().await;
 }

@@ -572,6 +572,54 @@ async fn a_disk_that_hangs_keeps_two_readers_at_most_and_answers_the_others() {
 }
 
 #[tokio::test]
+async fn what_waited_for_its_turn_does_not_undo_what_came_after_it() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(25.0), &ann(), None).await.unwrap();
+    store.hang();
+    control.refused("split", None, None, &ann(), "has the turn");
+    eventually("a write hangs", || store.waiting.load(Ordering::Relaxed) == 1).await;
+    let change = |percent| {
+        let control = control.clone();
+        tokio::spawn(async move { control.set_split("shop", split(percent), &ann(), None).await })
+    };
+    let raise = change(50.0);
+    // Tasks get their turns in order, so the raise has been decided on by then.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let lower = change(10.0);
+    eventually("the lower split is live", || plane.live("shop").split == split(10.0)).await;
+    store.release();
+    assert!(matches!(raise.await.unwrap(), Err(Refusal::Overtaken { .. })));
+    assert_eq!(lower.await.unwrap().unwrap().recorded.split, split(10.0));
+    assert_eq!((plane.live("shop").split, store.recorded("shop").split), (split(10.0), split(10.0)));
+}
+
+#[tokio::test]
+async fn a_raise_is_answered_and_given_up_where_the_disk_hangs_and_somebody_is_told() {
+    let (control, plane, store) = start(shop()).await;
+    control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    let before = control.state("shop").unwrap().recorded;
+    let mut events = control.subscribe();
+    // The first hangs at the disk, the second waits for its turn.
+    let at_the_disk = raise_on_a_disk_that_hangs(&control, &store).await;
+    let in_line = control.set_split("shop", split(60.0), &ann(), None).await;
+    for answer in [at_the_disk.await.unwrap(), in_line] {
+        let Err(Refusal::NotRecorded(error)) = answer else { panic!("{answer:?}") };
+        assert_eq!(error.to_string(), "state file: did not answer within 5s; check the disk it is on");
+    }
+    let Happened::Recording { works: false, reason } = events.recv().await.unwrap().what.clone() else { panic!() };
+    assert_eq!(reason, "its disk has not answered for 5s");
+
+    store.release();
+    assert!(matches!(events.recv().await.unwrap().what, Happened::Recording { works: true, .. }));
+    control.flush().await.unwrap();
+    assert_eq!((plane.live("shop"), store.recorded("shop")), (before.state(), before));
+    let refused = || store.audit.lock().iter().filter(|row| row.outcome == "refused").count();
+    eventually("both are audited, once", || refused() == 2).await;
+}
+
+#[tokio::test]
 async fn a_rollback_on_a_disk_that_hangs_is_live_at_once_and_answered() {
     let (control, plane, store) = start(shop()).await;
     control.set_split("shop", split(10.0), &ann(), None).await.unwrap();

@@ -442,6 +442,125 @@ async fn an_approval_is_asked_for_once_and_opens_its_gate() {
     assert_eq!(site.live(), 50.0);
 }
 
+/// A shop with a signal, and without a plan of its own.
+fn watching_lag() -> Arc<Config> {
+    let text = "[[route]]\nname = \"shop\"\nprotocol = \"http\"\nlisten = \"127.0.0.1:80\"\n\
+                [[route.signal]]\nname = \"lag\"\nlimit = \"> 1000\"\nsilent = \"breach\"\nexpect_every = \"5s\"\n\
+                [route.blue]\nendpoints = [\"a:1\"]\n[route.green]\nendpoints = [\"b:1\"]\n";
+    Arc::new(Config::parse(text, Path::new("")).unwrap_or_else(|faults| panic!("{faults}")))
+}
+
+#[tokio::test]
+async fn a_green_that_was_never_used_is_waited_for_and_not_taken_off() {
+    let mut gated = step(0.0, 1_000);
+    gated.gates.after = vec!["users".to_owned()];
+    let site = Site::open(watching_lag(), Arc::<FakeStore>::default()).await;
+    site.change(start(plan(vec![gated, step(10.0, 1)]))).await.unwrap();
+    let heard = |value| drop(site.control.signals().push("shop", "lag", value, None, Moment::now()).unwrap());
+    heard(1700.0);
+    site.waits_for("a verdict of pass: lag is 1700").await;
+    heard(17.0);
+    site.waits_for("the plan of route users").await;
+    assert_eq!((site.run().state, site.plane.live("shop").latched), (State::Running, false));
+
+    site.change(PlanChange::Skip).await.unwrap();
+    site.pass_until("copies are sent", site.entered(0)).await;
+    heard(1700.0);
+    site.second();
+    assert_eq!((site.run().state, site.plane.live("shop").latched), (State::RolledBack, true));
+}
+
+#[tokio::test]
+async fn a_green_that_was_never_used_is_not_silent() {
+    let mut gated = step(10.0, 1_000);
+    gated.gates.approval = Some("go-live".to_owned());
+    let site = Site::open(watching_lag(), Arc::<FakeStore>::default()).await;
+    some_seconds_pass().await;
+    site.change(start(plan(vec![gated]))).await.unwrap();
+    site.waits_for("the approval").await;
+    some_seconds_pass().await;
+    site.change(PlanChange::Approve("go-live".to_owned())).await.unwrap();
+    site.pass_until("it begins", site.entered(0)).await;
+    some_seconds_pass().await;
+    eventually("it should have been heard of by now", || {
+        site.second();
+        site.run().state == State::RolledBack
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_takeover_that_fails_is_no_silence() {
+    let site = Site::open(watching_lag(), Arc::<FakeStore>::default()).await;
+    site.control.set_split("shop", split(10.0), &ann(), None).await.unwrap();
+    site.control.freeze().await.unwrap();
+    some_seconds_pass().await;
+    site.control.thaw().await.unwrap();
+    (0..3).for_each(|_| site.second());
+    assert!(!site.plane.live("shop").latched, "nobody could push");
+    some_seconds_pass().await;
+    eventually("it is silent", || {
+        site.second();
+        site.plane.live("shop").latched
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_plan_that_has_not_begun_is_not_skipped_past_a_hand_on_the_split() {
+    let mut gated = step(10.0, 1_000);
+    gated.gates.approval = Some("go-live".to_owned());
+    let site = Site::open(config(vec![route("shop", "python", "go", 5.0)]), Arc::<FakeStore>::default()).await;
+    site.change(start(plan(vec![gated]))).await.unwrap();
+    for pause_first in [false, true] {
+        if pause_first {
+            site.change(PlanChange::Pause).await.unwrap();
+        }
+        let green = site.live() - 1.0;
+        site.control.set_split("shop", split(green), &ann(), None).await.unwrap();
+        let refused =
+            format!("route shop: somebody gave green {green} % before its plan began; resume or abort the plan");
+        assert_eq!(site.change(PlanChange::Skip).await.unwrap_err().to_string(), refused);
+        site.change(PlanChange::Resume).await.unwrap();
+        site.waits_for("the approval").await;
+    }
+    site.change(PlanChange::Skip).await.unwrap();
+    site.pass_until("it begins", site.entered(0)).await;
+}
+
+#[tokio::test]
+async fn a_resume_that_was_not_answered_does_not_happen_later() {
+    let site = Site::with(plan(vec![step(10.0, 1_000)])).await;
+    site.change(PlanChange::Pause).await.unwrap();
+    site.store.hang();
+    site.control.refused("split", None, None, &ann(), "has the turn");
+    eventually("a write hangs", || site.store.waiting.load(Ordering::Relaxed) == 1).await;
+    assert!(matches!(site.change(PlanChange::Resume).await, Err(Refusal::NotRecorded(_))));
+    site.store.release();
+    site.control.flush().await.unwrap();
+    assert_eq!((site.run().state, site.store.recorded("shop").plan.unwrap().state), (State::Paused, State::Paused));
+}
+
+#[tokio::test]
+async fn a_step_begins_on_no_answer_that_is_old() {
+    let site = Site::with(plan(vec![step(10.0, 3)])).await;
+    site.store.hang();
+    eventually("it waits for the disk", || {
+        site.second();
+        site.store.waiting.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    some_seconds_pass().await;
+    site.waits_for("the state file's disk").await;
+    site.store.release();
+    eventually("the disk has what is live", || site.store.waiting.load(Ordering::Relaxed) == 0).await;
+    site.control.flush().await.unwrap();
+    assert_eq!((site.live(), site.run().entered), (0.0, false));
+    let recorded = site.store.recorded("shop");
+    assert_eq!((recorded.split, recorded.plan.unwrap().entered), (split(0.0), false));
+    site.pass_until("all is asked again", site.entered(0)).await;
+}
+
 /// The shop's plan waits for that of the users.
 async fn two_waves() -> (Site, Plan) {
     let mut gated = step(10.0, 1);
@@ -666,7 +785,7 @@ async fn a_yes_of_a_webhook_counts_until_it_says_no() {
     site.store.fail(true);
     eventually("it says yes, and the disk no", || {
         site.second();
-        peer.requests().len() == 1 && site.control.state("shop").unwrap().wait == Some(Wait::Time)
+        peer.requests().len() == 1 && site.control.state("shop").unwrap().wait == Some(Wait::Disk)
     })
     .await;
     peer.reply(Reply::Status(503));

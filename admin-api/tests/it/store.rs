@@ -50,6 +50,7 @@ fn plan() -> Run {
         waived: false,
         overruled: false,
         doubted: false,
+        by_hand: false,
         started: stamp.clone(),
         changed: stamp,
     }

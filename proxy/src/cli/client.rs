@@ -82,8 +82,12 @@ impl Client {
         self.print(&answer, &split_line(&answer))
     }
 
-    pub(super) fn rollback(&self, route: &str, reason: &str) -> Result<()> {
-        let answer = self.call(Method::POST, "/rollback", Some(json!({ "route": route, "reason": reason })))?;
+    pub(super) fn rollback(&self, route: &str, reason: Option<&str>) -> Result<()> {
+        let mut body = json!({ "route": route });
+        if let Some(reason) = reason {
+            body["reason"] = reason.into();
+        }
+        let answer = self.call(Method::POST, "/rollback", Some(body))?;
         self.print(&answer, &format!("{}, latched until `crossfade reset {route} --reason '…'`", split_line(&answer)))
     }
 
@@ -97,7 +101,18 @@ impl Client {
     }
 
     pub(super) fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
-        let (status, answer) = self.exchange(method, path, "application/json", body)?;
+        self.call_matching(method, path, body, None)
+    }
+
+    /// `revision`: that of the state it is for.
+    pub(super) fn call_matching(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        revision: Option<u64>,
+    ) -> Result<Value> {
+        let (status, answer) = self.exchange(method, path, "application/json", body, revision)?;
         let answer: Value = serde_json::from_slice(&answer)
             .with_context(|| format!("{}{path} answered {status}, not in JSON", self.base))?;
         if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) }
@@ -105,18 +120,28 @@ impl Client {
 
     /// What there is to read at a path, as Markdown.
     pub(super) fn page(&self, path: &str) -> Result<String> {
-        let (status, answer) = self.exchange(Method::GET, path, "text/markdown", None)?;
+        let (status, answer) = self.exchange(Method::GET, path, "text/markdown", None, None)?;
         if !status.is_success() {
             return Err(refusal(status, &serde_json::from_slice(&answer).unwrap_or_default()));
         }
         String::from_utf8(answer.into()).with_context(|| format!("{}{path} answered no text", self.base))
     }
 
-    fn exchange(&self, method: Method, path: &str, accept: &str, body: Option<Value>) -> Result<(StatusCode, Bytes)> {
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<Value>,
+        revision: Option<u64>,
+    ) -> Result<(StatusCode, Bytes)> {
         let url = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(&url).header(header::ACCEPT, accept);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(revision) = revision {
+            request = request.header(header::IF_MATCH, format!("\"{revision}\""));
         }
         let request = match body {
             Some(body) => {

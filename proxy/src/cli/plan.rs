@@ -109,7 +109,7 @@ impl Plan {
                 body["approval"] = approval.into();
                 steer(&admin, "approve", body)
             }
-            Self::Skip { route, reason, admin } => steer(&admin, "skip", json!({ "route": route, "reason": reason })),
+            Self::Skip { route, reason, admin } => skip(&admin, &route, &reason),
             Self::Abort { route, why, admin } => steer(&admin, "abort", why.body(&route)),
         }
     }
@@ -140,6 +140,18 @@ fn steer(admin: &Admin, call: &str, body: Value) -> Result<()> {
     let client = Client::new(admin)?;
     let answer = client.call(Method::POST, &format!("/plan/{call}"), Some(body))?;
     client.print(&answer, &line(&answer))
+}
+
+/// Says what was skipped, and skips nothing else: somebody may be faster, or another step begin.
+fn skip(admin: &Admin, route: &str, reason: &str) -> Result<()> {
+    let client = Client::new(admin)?;
+    let plans = client.call(Method::GET, "/plan", None)?;
+    let plan = plans["plans"].as_array().into_iter().flatten().find(|plan| plan["route"] == route);
+    let body = json!({ "route": route, "reason": reason });
+    let revision = plan.and_then(|plan| plan["revision"].as_u64());
+    let answer = client.call_matching(Method::POST, "/plan/skip", Some(body), revision)?;
+    let skipped = plan.map(|plan| format!("\nskipped: {}", line(plan))).unwrap_or_default();
+    client.print(&answer, &format!("{}{skipped}", line(&answer)))
 }
 
 /// `shop: running, step 2 of 5, green 10 % of 25 %, 42 of 600 s healthy; waits for …`.

@@ -73,9 +73,9 @@ impl Tokens {
         self.0.len()
     }
 
-    /// The name and the role of a token. Takes the same time whichever one it is, and whether it is any.
-    pub(crate) fn find(&self, token: &str) -> Option<(&str, Role)> {
-        let presented = fingerprint(token);
+    /// The name and the role of the token with this fingerprint. Takes the same time whichever one it is, and whether it is
+    /// any.
+    pub(crate) fn find(&self, presented: &digest::Digest) -> Option<(&str, Role)> {
         let mut found = None;
         for token in &self.0 {
             let differs = |(a, b): (&u8, &u8)| a ^ b;
@@ -143,10 +143,11 @@ mod tests {
     #[test]
     fn a_token_finds_its_name_and_role() {
         let tokens = Tokens::parse(&format!("# ours\n\n{LONG} operate ann\n  {OTHER}\tread\n")).unwrap();
-        assert_eq!(tokens.find(LONG), Some(("ann", Role::Operate)));
-        assert_eq!(tokens.find(OTHER), Some(("token-line-4", Role::Read)));
-        assert_eq!(tokens.find("0123456789abcdeF"), None);
-        assert_eq!(tokens.find(""), None);
+        let find = |token| tokens.find(&fingerprint(token));
+        assert_eq!(find(LONG), Some(("ann", Role::Operate)));
+        assert_eq!(find(OTHER), Some(("token-line-4", Role::Read)));
+        assert_eq!(find("0123456789abcdeF"), None);
+        assert_eq!(find(""), None);
     }
 
     #[test]
@@ -171,11 +172,15 @@ mod tests {
             (String::new(), None, None),
         ] {
             let left = tokens.restricted_to(&text);
-            let role = |token| left.find(token).map(|(_, role)| role);
+            let role = |token| left.find(&fingerprint(token)).map(|(_, role)| role);
             assert_eq!((role(LONG), role(OTHER)), (ann, bob), "{text}");
         }
         let before = Tokens::parse(&format!("{LONG} read\n")).unwrap();
         let left = before.restricted_to(&format!("{LONG} operate\n{OTHER} operate\nx\n"));
-        assert_eq!((left.find(LONG).unwrap().1, left.find(OTHER)), (Role::Read, None), "it adds nothing");
+        assert_eq!(
+            (left.find(&fingerprint(LONG)).unwrap().1, left.find(&fingerprint(OTHER))),
+            (Role::Read, None),
+            "it adds nothing"
+        );
     }
 }
