@@ -410,12 +410,15 @@ fn is_plan(fields: &mut Fields, written: &Value) -> bool {
     }
 }
 
-/// What is null is as if it were not there: TOML, in whose form a plan is, has no such value.
+/// What is null is as if it were not there: TOML, in whose form a plan is, has no such value. Nor is what holds nothing else.
 fn leave_out_nulls(written: &mut Value) {
     match written {
-        Value::Object(members) => {
-            members.retain(|_, value| !value.is_null());
+        Value::Object(members) if !members.is_empty() => {
             members.values_mut().for_each(leave_out_nulls);
+            members.retain(|_, value| !value.is_null());
+            if members.is_empty() {
+                *written = Value::Null;
+            }
         }
         Value::Array(values) => values.iter_mut().for_each(leave_out_nulls),
         _ => {}
