@@ -308,7 +308,7 @@ async fn a_plan_that_is_sent_is_checked_like_one_in_the_file() {
     }
     let plan = json!({ "step": [{ "green": null, "bake": "1m" }] });
     let (_, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop", "plan": plan })).await;
-    assert_eq!(answer["detail"], "plan: has a null, or a whole number beyond 64 bits", "{answer}");
+    assert_eq!(answer["detail"], "plan.step[0].green: is missing", "{answer}");
     let (status, answer) = crossfade.admin.post("/plan/start", &json!({ "route": "shop" })).await;
     assert_eq!((status, &answer["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("plan")), "{answer}");
 }
