@@ -609,7 +609,7 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         &["split", "shop"],
         &["split", "shop", "many"],
         &["split", "shop", "10", "20"],
-        &["rollback", "shop"],
+        &["rollback"],
         &["reset", "--reason", "because"],
         &["status", "--colour"],
     ] {
