@@ -297,7 +297,12 @@ async fn assert_promised<'a>(
     off: &BTreeMap<&str, Duration>,
     failed: impl Fn(&str) -> usize,
 ) {
-    let (_, incidents) = crossfade.admin.get("/incidents").await;
+    // Green is off before it is written why.
+    let incidents = eventually("each trip has its incident", async || {
+        let (_, incidents) = crossfade.admin.get("/incidents").await;
+        (incidents["incidents"].as_array().unwrap().len() >= off.len()).then_some(incidents)
+    })
+    .await;
     let mut late = Vec::new();
     eprintln!("{:<32} {:>8} {:>9}  why", "route", "off", "failures");
     for case in cases {
