@@ -14,7 +14,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 use tokio::{runtime, time};
 
-use super::{Admin, plan, print};
+use super::{Admin, print};
 use crate::upstream::read_certificates;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ impl Client {
         let mut text = table(&status);
         if !self.json {
             let plans = self.call(Method::GET, "/plan", None)?;
-            let lines: Vec<String> = under_way(&plans, &status).map(plan::line).collect();
+            let lines: Vec<String> = under_way(&plans, &status).map(plan_line).collect();
             if !lines.is_empty() {
                 text += &format!("\n\nPLANS\n{}", lines.join("\n"));
             }
@@ -250,4 +250,41 @@ fn verdict(route: &Value) -> String {
         }
     };
     word + disk
+}
+
+/// `shop: running, step 2 of 5, green 10 % of 25 %, 42 of 600 s healthy; waits for …`.
+pub(super) fn plan_line(plan: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (route, run) = (text(&plan["route"]), &plan["run"]);
+    if run.is_null() {
+        let what = if plan["configured"] == true { "not started" } else { "no plan" };
+        return format!("{route}: {what}, green {} %", plan["green_percentage"]);
+    }
+    let steps = run["steps"].as_array().map_or(0, Vec::len);
+    let state = text(&run["state"]).replace('_', " ");
+    let current = run["step"].as_u64().and_then(|step| run["steps"].get(usize::try_from(step).ok()?.checked_sub(1)?));
+    let mut line = match current {
+        Some(step) if run["entered"] == true => format!(
+            "{route}: {state}, step {} of {steps}, green {} %, {} of {} s healthy",
+            run["step"], plan["green_percentage"], run["healthy_seconds"], step["bake_seconds"]
+        ),
+        Some(step) => format!(
+            "{route}: {state}, step {} of {steps} ({} %) {}, green {} %",
+            run["step"],
+            step["green_percentage"],
+            if ["running", "paused"].contains(&state.as_str()) { "is to begin" } else { "has not begun" },
+            plan["green_percentage"]
+        ),
+        None => format!(
+            "{route}: {state}, all {steps} steps are done, green {} %, blue stood by for {} of {} s",
+            plan["green_percentage"], run["observed_seconds"], run["observe_seconds"]
+        ),
+    };
+    if let Some(wait) = run["waits_for"].as_str() {
+        line += &format!("; waits for {wait}");
+    }
+    if !["running", "done"].contains(&text(&run["state"]).as_str()) {
+        line += &format!("; by {}: {}", text(&run["changed"]["by"]), text(&run["changed"]["reason"]));
+    }
+    line
 }

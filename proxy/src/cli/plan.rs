@@ -7,7 +7,10 @@ use clap::Subcommand;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{Admin, client::Client};
+use super::{
+    Admin,
+    client::{Client, plan_line},
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Plan {
@@ -132,14 +135,14 @@ fn status(client: &Client, route: Option<&str>) -> Result<()> {
             anyhow::bail!("no route {route}; `crossfade status` lists them");
         }
     }
-    let lines: Vec<String> = plans["plans"].as_array().into_iter().flatten().map(line).collect();
+    let lines: Vec<String> = plans["plans"].as_array().into_iter().flatten().map(plan_line).collect();
     client.print(&plans, &lines.join("\n"))
 }
 
 fn steer(admin: &Admin, call: &str, body: Value) -> Result<()> {
     let client = Client::new(admin)?;
     let answer = client.call(Method::POST, &format!("/plan/{call}"), Some(body))?;
-    client.print(&answer, &line(&answer))
+    client.print(&answer, &plan_line(&answer))
 }
 
 /// Says what was skipped, and skips nothing else: somebody may be faster, or another step begin.
@@ -150,43 +153,6 @@ fn skip(admin: &Admin, route: &str, reason: &str) -> Result<()> {
     let body = json!({ "route": route, "reason": reason });
     let revision = plan.and_then(|plan| plan["revision"].as_u64());
     let answer = client.call_matching(Method::POST, "/plan/skip", Some(body), revision)?;
-    let skipped = plan.map(|plan| format!("\nskipped: {}", line(plan))).unwrap_or_default();
-    client.print(&answer, &format!("{}{skipped}", line(&answer)))
-}
-
-/// `shop: running, step 2 of 5, green 10 % of 25 %, 42 of 600 s healthy; waits for …`.
-pub(super) fn line(plan: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (route, run) = (text(&plan["route"]), &plan["run"]);
-    if run.is_null() {
-        let what = if plan["configured"] == true { "not started" } else { "no plan" };
-        return format!("{route}: {what}, green {} %", plan["green_percentage"]);
-    }
-    let steps = run["steps"].as_array().map_or(0, Vec::len);
-    let state = text(&run["state"]).replace('_', " ");
-    let current = run["step"].as_u64().and_then(|step| run["steps"].get(usize::try_from(step).ok()?.checked_sub(1)?));
-    let mut line = match current {
-        Some(step) if run["entered"] == true => format!(
-            "{route}: {state}, step {} of {steps}, green {} %, {} of {} s healthy",
-            run["step"], plan["green_percentage"], run["healthy_seconds"], step["bake_seconds"]
-        ),
-        Some(step) => format!(
-            "{route}: {state}, step {} of {steps} ({} %) {}, green {} %",
-            run["step"],
-            step["green_percentage"],
-            if ["running", "paused"].contains(&state.as_str()) { "is to begin" } else { "has not begun" },
-            plan["green_percentage"]
-        ),
-        None => format!(
-            "{route}: {state}, all {steps} steps are done, green {} %, blue stood by for {} of {} s",
-            plan["green_percentage"], run["observed_seconds"], run["observe_seconds"]
-        ),
-    };
-    if let Some(wait) = run["waits_for"].as_str() {
-        line += &format!("; waits for {wait}");
-    }
-    if !["running", "done"].contains(&text(&run["state"]).as_str()) {
-        line += &format!("; by {}: {}", text(&run["changed"]["by"]), text(&run["changed"]["reason"]));
-    }
-    line
+    let skipped = plan.map(|plan| format!("\nskipped: {}", plan_line(plan))).unwrap_or_default();
+    client.print(&answer, &format!("{}{skipped}", plan_line(&answer)))
 }
