@@ -44,7 +44,7 @@ bench: build-tools bench-tools ## Compare with nginx, HAProxy and Envoy, 30 minu
 		--json target/bench.json --markdown target/bench.md
 
 .PHONY: simulate
-simulate: build ## The tables of docs/guard.md, half an hour on two cores; DAYS=1 for a shorter look, SEEDS=20, RUNS=400
+simulate: build ## The tables of docs/guard.md, three quarters of an hour on two cores; DAYS=1 for a shorter look, SEEDS=20, RUNS=400
 	target/release/crossfade simulate --tables --days $(or $(DAYS),30) --seeds $(or $(SEEDS),20) --runs $(or $(RUNS),400)
 
 # Frame pointers tell what a function calls. The build is apart from others, so that the flag rebuilds nothing of theirs.

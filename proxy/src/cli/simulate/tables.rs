@@ -32,7 +32,7 @@ const SPLITS: [(f64, f64); 10] = [
     (5_000.0, 0.1),
 ];
 
-/// Each row as soon as it is known: all of them take half an hour and more.
+/// Each row as soon as it is known: all of them take three quarters of an hour.
 pub(super) fn print(effort: &Effort, out: &mut impl Write) -> io::Result<()> {
     let mut notes = Vec::new();
     false_trips(effort, out, &mut notes)?;
