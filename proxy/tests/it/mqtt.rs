@@ -331,6 +331,15 @@ async fn arrives(listener: &TcpListener) -> TcpStream {
     soon(listener.accept()).await.unwrap().0
 }
 
+/// A client says this first, and its broker hears it: both ends.
+async fn meet(listen: SocketAddr, broker: &TcpListener, said: &[u8]) -> (TcpStream, TcpStream) {
+    let mut client = TcpStream::connect(listen).await.unwrap();
+    client.write_all(said).await.unwrap();
+    let mut broker = arrives(broker).await;
+    expect_bytes(&mut broker, said).await;
+    (client, broker)
+}
+
 async fn expect_bytes(stream: &mut TcpStream, expected: &[u8]) {
     let mut got = vec![0; expected.len()];
     soon(stream.read_exact(&mut got)).await.unwrap();
@@ -379,18 +388,12 @@ async fn a_connect_is_forwarded_byte_for_byte_however_it_arrives_and_whatever_fo
     let large = Connect { will: Some(("will", &"x".repeat(60_000))), ..Connect::new(4, "large") }.bytes();
     for first in [connect("plain"), Connect::new(3, "old").bytes(), stretched, everything_of_5, large] {
         // Whole.
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&first).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &first).await;
+        let _both = meet(route.listen, &green, &first).await;
 
         // Together with what a client may send before its CONNACK (3.1.4), and with what comes later.
         let behind = [subscribe("a/#"), publish("a/b", b"early"), vec![0xc0, 0]].concat();
         let all = [first.as_slice(), &behind].concat();
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&all).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &all).await;
+        let (mut client, mut broker) = meet(route.listen, &green, &all).await;
         broker.write_all(ACCEPTED).await.unwrap();
         expect_bytes(&mut client, ACCEPTED).await;
         client.write_all(&behind).await.unwrap();
@@ -432,13 +435,7 @@ async fn each_side_may_end_its_half_and_still_listen() {
     expect_end(&mut client).await;
 
     // The broker does.
-    let (mut client, mut broker) = {
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&connect("listener")).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &connect("listener")).await;
-        (client, broker)
-    };
+    let (mut client, mut broker) = meet(route.listen, &green, &connect("listener")).await;
     broker.write_all(ACCEPTED).await.unwrap();
     broker.shutdown().await.unwrap();
     expect_bytes(&mut client, ACCEPTED).await;
@@ -598,10 +595,7 @@ async fn connacks_are_measured() {
     ];
     for (level, answer, _) in cases {
         let first = Connect::new(level, "device").bytes();
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&first).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &first).await;
+        let (mut client, mut broker) = meet(route.listen, &green, &first).await;
         broker.write_all(answer).await.unwrap();
         // The client reads what its broker says, whatever that is.
         expect_bytes(&mut client, answer).await;
@@ -639,10 +633,7 @@ async fn whom_a_broker_accepts_and_gives_up_at_once_is_counted() {
     for (level, of_client, of_broker, counts) in said {
         let first = Connect::new(level, "device").bytes();
         let accepted = if level == 5 { ACCEPTED_5 } else { ACCEPTED };
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&first).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &first).await;
+        let (mut client, mut broker) = meet(route.listen, &green, &first).await;
         broker.write_all(accepted).await.unwrap();
         expect_bytes(&mut client, accepted).await;
         client.write_all(of_client).await.unwrap();
@@ -654,15 +645,8 @@ async fn whom_a_broker_accepts_and_gives_up_at_once_is_counted() {
         cut_off += usize::from(counts);
     }
     // All at once: what a client says with its CONNECT counts, too.
-    let (client, broker) = {
-        let hasty = [&connect("hasty"), DISCONNECT].concat();
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&hasty).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &hasty).await;
-        (client, broker)
-    };
-    let (mut client, mut broker) = (client, broker);
+    let hasty = [&connect("hasty"), DISCONNECT].concat();
+    let (mut client, mut broker) = meet(route.listen, &green, &hasty).await;
     broker.write_all(ACCEPTED).await.unwrap();
     drop(broker);
     expect_bytes(&mut client, ACCEPTED).await;
@@ -680,14 +664,7 @@ async fn a_broker_may_end_a_session_that_it_has_served() {
     let (green, address) = place().await;
     let route = Route::mqtt(free_address(), address).green_percentage(100.0).unchecked().unguarded();
     let crossfade = Crossfade::start(&route.to_string()).await;
-    let (mut client, mut broker) = {
-        let first = connect("device");
-        let mut client = TcpStream::connect(route.listen).await.unwrap();
-        client.write_all(&first).await.unwrap();
-        let mut broker = arrives(&green).await;
-        expect_bytes(&mut broker, &first).await;
-        (client, broker)
-    };
+    let (mut client, mut broker) = meet(route.listen, &green, &connect("device")).await;
     broker.write_all(ACCEPTED).await.unwrap();
     expect_bytes(&mut client, ACCEPTED).await;
     tokio::time::sleep(Duration::from_millis(2_100)).await;
